@@ -1,0 +1,3 @@
+"""polytrain: co-trains one vision transformer on images, videos and sounds."""
+
+__version__ = "0.1.0"

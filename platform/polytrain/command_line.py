@@ -1,0 +1,64 @@
+"""What the jobs share on the command line: a recipe, overrides and flags in any order, and errors for people."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from polytrain.data.manifest import ManifestError
+from polytrain.recipe import RecipeError, describe, load
+from polytrain.run_folder import BusyError
+
+BAD_INPUT = 2
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
+"""The recipes that come with the repository; jobs run from a checkout."""
+
+
+def cotrain_command(usage: str, arguments: Sequence[str] | None = None) -> int:
+    """`python jobs/cotrain.py [RECIPE] [key.path=value ...] [--dry-run] [--fresh]`. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python jobs/cotrain.py",
+        description=usage,
+        epilog="Keys of a recipe\n\n" + describe().replace("%", "%%"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    words = "a recipe (jobs/recipes/sample.yaml unless given) and values that replace its own"
+    parser.add_argument("words", nargs="*", metavar="[RECIPE] [key.path=value ...]", help=words)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and start nothing")
+    parser.add_argument("--fresh", action="store_true", help="start over, also where a checkpoint or a result exists")
+    options = parser.parse_intermixed_args(arguments)
+
+    def run() -> int:
+        path, overrides = split_words(options.words)
+        recipe = load(path or RECIPES / "sample.yaml", overrides)
+        from polytrain import launch  # after the recipe is known to be right: a mistake is told at once
+
+        return launch.dry_run(recipe) if options.dry_run else launch.cotrain(recipe, fresh=options.fresh)
+
+    return told(run)
+
+
+def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The recipe, which is the first word without "=", and the overrides. Raises RecipeError for two recipes."""
+    plain = [word for word in words if "=" not in word]
+    if len(plain) > 1:
+        raise RecipeError(f"two recipes were given, {plain[0]} and {plain[1]}; one is run at a time")
+    return (plain[0] if plain else None), [word for word in words if "=" in word]
+
+
+def told(run: Callable[[], int]) -> int:
+    """Run a command; what the user got wrong is one message on stderr and exit code 2, never a traceback."""
+    try:
+        return run()
+    except (RecipeError, ManifestError, BusyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; Python must not complain again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,1 @@
+"""Media and what is known about them: manifests, decoding, augmentation, spectrograms, streams, the sample suite."""

@@ -1,0 +1,282 @@
+"""A task's manifest: one Parquet table of labelled media, read from anywhere pyarrow reads, trusted only once checked.
+
+Columns (one row an example):
+
+    path      string       relative to the manifest's folder, absolute, or a URI; null where `data` holds the file
+    data      binary       optional: the media file itself
+    label     int32        index of the class, or
+    labels    list<int32>  indices of all classes that apply (a multi-label task; may be empty, not null)
+    split     string       train | val | test
+    start_s   float64      optional: the clip within the file, seconds; null: from the start
+    end_s     float64      optional: null: to the end
+
+The schema's metadata names the task (`polytrain.task`), its modality (`polytrain.modality`), its class names
+(`polytrain.classes`, a JSON list) and the version of this contract (`polytrain.format_version`). Other columns are
+left unread. Nothing here imports torch: decode workers read manifests too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from polytrain.modalities import MODALITIES
+
+SPLITS = ("train", "val", "test")
+FORMAT_VERSION = "1"
+
+
+class ManifestError(ValueError):
+    """What is wrong with a manifest: the file, the row (1-based) and column, and what would be right."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A checked manifest. `uri` is as given; `digest` is the SHA-256 of the Parquet file's bytes, in hexadecimal."""
+
+    uri: str
+    task: str
+    modality: str
+    classes: tuple[str, ...]
+    multi_label: bool
+    table: pa.Table
+    digest: str
+
+    def split(self, name: str) -> pa.Table:
+        """The rows of one split, in the file's order."""
+        if name not in SPLITS:
+            raise ValueError(f"split {name!r}: known are {', '.join(SPLITS)}")
+        return self.table.filter(pc.equal(self.table["split"], name))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Examples of each of the three splits, 0 where there are none."""
+        counts = {item["values"]: item["counts"] for item in pc.value_counts(self.table["split"]).to_pylist()}
+        return {name: counts.get(name, 0) for name in SPLITS}
+
+    def location(self, path: str) -> str:
+        """Where a stored path lies: an absolute local path or a URI. Relative means: relative to the manifest."""
+        if "://" in path or os.path.isabs(path):
+            return path
+        local = _local_path(self.uri)
+        if local is not None:
+            return os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(local)), path))
+        parts = urlsplit(self.uri)  # a query (an object store's region, its endpoint) holds for the media too
+        folder = posixpath.dirname(parts.path)
+        return urlunsplit(parts._replace(path=posixpath.normpath(posixpath.join(folder, quote(path)))))
+
+
+def read(uri: str | os.PathLike) -> Manifest:
+    """Reads and checks a manifest from a local path or any URI that `pyarrow.fs.FileSystem.from_uri` knows.
+
+    Raises ManifestError for everything that a run would stumble over later, except for the media themselves.
+    """
+    uri = os.fspath(uri)
+    try:
+        filesystem, path = _open(uri)
+        digest = _sha256(filesystem, path)
+    except FileNotFoundError:
+        raise ManifestError(f"{uri}: there is no such file; jobs/prepare.py writes manifests") from None
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise ManifestError(f"{uri}: cannot be read: {_first_line(error)}") from error
+    try:
+        with filesystem.open_input_file(path) as source, pq.ParquetFile(source) as file:
+            present = [name for name in _COLUMNS if name in file.schema_arrow.names]
+            metadata = file.schema_arrow.metadata or {}
+            table = file.read(columns=present)
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{uri}: is not a whole Parquet file: {_first_line(error)}") from error
+    task, modality, classes = _check_metadata(uri, metadata)
+    table = _check_table(uri, table, classes)
+    return Manifest(uri, task, modality, classes, "labels" in table.column_names, table, digest)
+
+
+def write(path: str | os.PathLike, *, task: str, modality: str, classes: Sequence[str], table: pa.Table) -> None:
+    """Writes a manifest to a local path, whole or not at all; checks what `read` checks, first."""
+    path = os.path.abspath(path)
+    metadata = {
+        b"polytrain.task": task.encode(),
+        b"polytrain.modality": modality.encode(),
+        b"polytrain.classes": json.dumps(list(classes), ensure_ascii=False).encode(),
+        b"polytrain.format_version": FORMAT_VERSION.encode(),
+    }
+    checked = _check_metadata(path, metadata)
+    table = _check_table(path, table.select([name for name in _COLUMNS if name in table.column_names]), checked[2])
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".manifest-", suffix=".tmp")
+    os.close(handle)
+    try:
+        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would hide the manifest from the cluster's other users
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+# ------------------------------------------------------------------------------------------------------- checks
+
+
+def _check_metadata(uri: str, metadata: dict[bytes, bytes]) -> tuple[str, str, tuple[str, ...]]:
+    """Task, modality and classes from the schema's metadata."""
+
+    def value(key: str, means: str) -> str:
+        raw = metadata.get(f"polytrain.{key}".encode())
+        if not raw:
+            raise ManifestError(f"{uri}: schema metadata has no polytrain.{key}; it should hold {means}")
+        return raw.decode()
+
+    version = value("format_version", f"the format's version, {FORMAT_VERSION}")
+    if version != FORMAT_VERSION:
+        raise ManifestError(f"{uri}: polytrain.format_version is {version!r}; this polytrain reads {FORMAT_VERSION!r}")
+    task = value("task", "the task's name")
+    modality = value("modality", f"one of {', '.join(MODALITIES)}")
+    if modality not in MODALITIES:
+        raise ManifestError(f"{uri}: modality {modality!r} is unknown; known are {', '.join(MODALITIES)}")
+    text = value("classes", "the class names, a JSON list of strings")
+    try:
+        classes = json.loads(text)
+    except ValueError:
+        classes = None
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) and name for name in classes):
+        raise ManifestError(f"{uri}: polytrain.classes is {text[:80]!r}; it should be a JSON list of class names")
+    if len(set(classes)) != len(classes):
+        twice = next(name for index, name in enumerate(classes) if name in classes[:index])
+        raise ManifestError(f"{uri}: polytrain.classes names {twice!r} twice; every class needs its own name")
+    return task, modality, tuple(classes)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_int32_list(kind: pa.DataType) -> bool:
+    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and kind.value_type == pa.int32()
+
+
+# Column: what is accepted (pandas and polars write 64-bit offsets), what the contract says, what it is cast to.
+_COLUMNS: dict[str, tuple[Callable[[pa.DataType], bool], str, pa.DataType | None]] = {
+    "path": (lambda kind: _is_text(kind) or pa.types.is_null(kind), "string", pa.string()),
+    "data": (lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind), "binary", None),
+    "label": (lambda kind: kind == pa.int32(), "int32", pa.int32()),
+    "labels": (_is_int32_list, "list<int32>", pa.list_(pa.int32())),
+    "split": (_is_text, "string", pa.string()),
+    "start_s": (pa.types.is_floating, "float64", pa.float64()),
+    "end_s": (pa.types.is_floating, "float64", pa.float64()),
+}
+
+
+def _check_table(uri: str, table: pa.Table, classes: tuple[str, ...]) -> pa.Table:
+    """The table with the contract's types. Every check is one vectorised pass: ten million rows take seconds."""
+    names = table.column_names
+    for name in ("path", "split"):
+        if name not in names:
+            raise ManifestError(f"{uri}: has no column {name!r}; it should be of type {_COLUMNS[name][1]}")
+    if ("label" in names) == ("labels" in names):
+        how = "both columns" if "label" in names else "neither column"
+        raise ManifestError(
+            f"{uri}: has {how} 'label' and 'labels'; one is right: label (int32), "
+            f"or labels (list<int32>) for a multi-label task"
+        )
+    for name in names:
+        accepts, contract, target = _COLUMNS[name]
+        kind = table.schema.field(name).type
+        if not accepts(kind):
+            raise ManifestError(f"{uri}: column {name!r} is of type {kind}; it should be {contract}")
+        if target is not None and kind != target:
+            table = table.set_column(names.index(name), name, table[name].cast(target))
+
+    def refuse(column: str, bad: pa.ChunkedArray | pa.Array, right: str, rows: pa.Array | None = None) -> None:
+        """Raises, where `bad` is true anywhere, with the first such row; `rows`: the row of each entry of `bad`."""
+        bad = pc.fill_null(bad, False)
+        count = pc.sum(bad).as_py()
+        if not count:
+            return
+        row = pc.index(bad, True).as_py()
+        row = row if rows is None else rows[row].as_py()
+        value = "<binary>" if column == "data" else table[column][row].as_py()
+        more = f" ({count - 1} more like it)" if count > 1 else ""
+        raise ManifestError(f"{uri}: row {row + 1}, column {column!r}: {value!r} {right}{more}")
+
+    split = table["split"]
+    known = pc.is_in(split, value_set=pa.array(SPLITS))
+    refuse("split", pc.invert(known), f"is no split; known are {', '.join(SPLITS)}")
+    if not pc.any(pc.equal(split, "train")).as_py():
+        raise ManifestError(f"{uri}: has no training example; at least one row needs 'train' in column 'split'")
+
+    nowhere = pc.fill_null(pc.equal(pc.binary_length(table["path"]), 0), True)
+    if "data" in names:
+        nowhere = pc.and_(nowhere, pc.is_null(table["data"]))
+    refuse("path", nowhere, "is no path, and there is no data either; one of the two is needed")
+
+    outside = f"is outside the classes; there are {len(classes)}: 0 to {len(classes) - 1}"
+    if "label" in names:
+        label = table["label"]
+        refuse("label", pc.is_null(label), outside)
+        refuse("label", pc.or_(pc.less(label, 0), pc.greater_equal(label, len(classes))), outside)
+    else:
+        labels = table["labels"].combine_chunks()
+        refuse("labels", pc.is_null(labels), "is no list; an example without any class has an empty one")
+        flat, rows = pc.list_flatten(labels), pc.list_parent_indices(labels)
+        refuse("labels", pc.is_null(flat), outside, rows)
+        refuse("labels", pc.or_(pc.less(flat, 0), pc.greater_equal(flat, len(classes))), outside, rows)
+
+    for name in ("start_s", "end_s"):
+        if name in names:
+            time = table[name]
+            bad = pc.or_(pc.invert(pc.is_finite(time)), pc.less(time, 0))
+            refuse(name, bad, "is no time in seconds; it should be 0 or more, or null")
+    if "end_s" in names:
+        start = pc.fill_null(table["start_s"], 0.0) if "start_s" in names else 0.0
+        refuse("end_s", pc.less_equal(table["end_s"], start), "ends the clip at or before its start_s (0 where null)")
+    return table
+
+
+# -------------------------------------------------------------------------------------------------------- files
+
+
+def _local_path(uri: str) -> str | None:
+    """The local path that a URI or path means, or None where it lies elsewhere."""
+    if uri.startswith("file://"):
+        return unquote(urlsplit(uri).path)
+    return None if "://" in uri else uri
+
+
+def _open(uri: str) -> tuple[pa.fs.FileSystem, str]:
+    local = _local_path(uri)
+    if local is not None:
+        return pa.fs.LocalFileSystem(), os.path.abspath(local)
+    return pa.fs.FileSystem.from_uri(uri)
+
+
+def _sha256(filesystem: pa.fs.FileSystem, path: str) -> str:
+    digest = hashlib.sha256()
+    # Without compression=None pyarrow would unpack what is named .gz and digest other bytes than the file's.
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

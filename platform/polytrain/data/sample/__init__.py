@@ -1,0 +1,1 @@
+"""What the sample suite's media look and sound like, and the files they become."""

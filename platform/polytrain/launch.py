@@ -1,0 +1,344 @@
+"""From a recipe to a finished run: check, open the record, start Ray, train, watch, report. The driver's side."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from polytrain import figures
+from polytrain.data import sample_suite
+from polytrain.data.manifest import Manifest
+from polytrain.experiment import Experiment, all_splits, open_experiment
+from polytrain.recipe import Recipe, RecipeError
+from polytrain.report import LiveLine, duration, plan_text, results_text
+from polytrain.run_folder import RunFolder
+from polytrain.tracking import Tracker, local_uri
+
+FINISHED, FAILED, STOPPED = 0, 1, 130
+"""Exit codes."""
+
+# Read by Ray as it starts. A quicker look at the worker group saves three seconds at the end of a run; preemption is
+# answered by restarting from the newest checkpoint anyway.
+RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # Ray gives its workers the lowest priority but four: on a laptop, whatever else runs would starve training.
+    "RAY_worker_niceness": "0",
+}
+
+
+def dry_run(recipe: Recipe) -> int:
+    """Print the plan and start nothing."""
+    make_sample_suite(recipe)
+    experiment, _ = open_experiment(recipe)
+    print(plan_text(experiment))
+    return FINISHED
+
+
+def cotrain(recipe: Recipe, *, fresh: bool = False) -> int:
+    """Run a recipe, or go on with it where an earlier run stopped. Returns the exit code.
+
+    Raises RecipeError when something is wrong with recipe or manifests, BusyError when another process runs it.
+    """
+    make_sample_suite(recipe)
+    experiment, manifests = open_experiment(recipe)
+    run = RunFolder(Path(recipe.output) / recipe.run_name)
+    lock = run.lock()
+    try:
+        if fresh:
+            _forget(run)
+        result = run.result()
+        if result.get("status") == "finished":
+            print(f"{recipe.run_name} is finished; --fresh runs it anew.\n")
+            _print_results(experiment, run, result)
+            return FINISHED
+        _check_continuation(experiment, run)
+        run.clear_for_start()
+        return _train(experiment, manifests, run)
+    finally:
+        os.close(lock)
+
+
+def make_sample_suite(recipe: Recipe) -> None:
+    """Make the sample suite where the recipe wants it; nothing happens if it is there."""
+    folder = recipe.data.sample_suite
+    if folder is None:
+        return
+    live = LiveLine()
+    sample_suite.make(folder, progress=live.say)
+
+
+def _forget(run: RunFolder) -> None:
+    """--fresh: nothing of earlier attempts is left but the lock and what MLflow has."""
+    for entry in run.path.iterdir():
+        if entry.name == "driver.lock":
+            continue
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _check_continuation(experiment: Experiment, run: RunFolder) -> None:
+    """Refuse to go on with a checkpoint that belongs to other examples."""
+    states = [state for state in run.checkpoint_states() if state.get("plan_digest") != experiment.plan.digest]
+    if not states:
+        return
+    state = states[0]
+    before = state.get("manifests", {})
+    changed = [t for t in experiment.tasks if before.get(t.name) != t.digest]
+    what = (
+        "\n".join(f"tasks.{t.name}.manifest: {t.manifest} is not what it was" for t in changed) or "the plan is another"
+    )
+    raise RecipeError(
+        f"{what}\nThe checkpoints in {run.checkpoints} were trained on other examples and can't be continued; put the "
+        f"manifest back, or start over with --fresh"
+    )
+
+
+# --- the run ------------------------------------------------------------------------------------------------------
+
+
+def _train(experiment: Experiment, manifests: list[Manifest], run: RunFolder) -> int:
+    recipe = experiment.recipe
+    live = LiveLine()
+    live.say(f"{recipe.run_name}: {len(experiment.tasks)} tasks, {experiment.schedule.steps:,} steps")
+    (run.path / "recipe.yaml").write_text(recipe.yaml())
+    with ThreadPoolExecutor(1) as beside:
+        record = beside.submit(_open_record, experiment, manifests, run)
+        connect(recipe)
+        tracker = record.result()
+    if tracker.notice:
+        live.say(tracker.notice)
+    tracker.detach()
+    with _stopping(run, live):  # after Ray, which installs a handler of its own
+        fault = _fit(experiment, manifests, run, live)
+    result = run.result()
+    status = result.get("status", "failed")
+    tracker = Tracker.resume(run.path)
+    ended = {"finished": "FINISHED", "stopped": "KILLED"}.get(status, "FAILED")
+    notice = tracker.close(ended)
+    if notice:
+        live.say(notice)
+    if status == "finished":
+        print()
+        _print_results(experiment, run, result)
+        return FINISHED
+    if status == "stopped":
+        live.say(f"Stopped after step {result['step']} with a checkpoint; the same command goes on from there.")
+        return STOPPED
+    message = result.get("message") or fault or "the workers ended without a result"
+    print(f"{recipe.run_name} failed: {message}", file=sys.stderr)
+    return FAILED
+
+
+def _open_record(experiment: Experiment, manifests: list[Manifest], run: RunFolder) -> Tracker:
+    """The MLflow run with everything known before the first step."""
+    recipe = experiment.recipe
+    local = local_uri(Path(recipe.output))
+    tracker = Tracker.open(
+        run.path,
+        uri=recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or local,
+        fallback_uri=local,
+        experiment=recipe.tracking.experiment or recipe.name,
+        run_name=recipe.run_name,
+        artifact_root=str(Path(recipe.output) / "mlartifacts"),
+        tags={
+            "polytrain.kind": "single_task" if len(experiment.tasks) == 1 else "cotrain",
+            "polytrain.schedule": recipe.schedule,
+            "polytrain.plan_digest": experiment.plan.digest,
+            "polytrain.git_commit": _git_commit(),
+        },
+        params=_flat(recipe.plain()),
+    )
+    for task, manifest in zip(experiment.tasks, manifests, strict=True):
+        profile = {"classes": len(task.classes), "modality": task.modality, **manifest.sizes}
+        tracker.dataset(name=task.name, uri=task.manifest, digest=task.digest, context="training", profile=profile)
+    tracker.artifact(run.path / "recipe.yaml")
+    schedule = experiment.schedule
+    picture = run.path / "figures" / "schedule.png"
+    order = schedule.draws.reshape(-1, schedule.draws_per_step)
+    figures.schedule_strip(
+        [task.name for task in experiment.tasks], order.squeeze(1) if order.shape[1] == 1 else order, picture
+    )
+    tracker.artifact(picture)
+    return tracker
+
+
+def connect(recipe: Recipe) -> None:
+    """Join the cluster that RAY_ADDRESS names (Ray sets it in a submitted job), else start Ray on this machine."""
+    for key, value in RAY_SETTINGS.items():
+        os.environ.setdefault(key, value)
+    import logging
+
+    import ray
+
+    if ray.is_initialized():
+        return
+    # Workers' own printing is Ray's chatter to a user: what matters comes through the run folder.
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+        return
+    cores = os.cpu_count() or 1
+    ray.init(
+        address="local",
+        # A worker and a decoder at least, also on one core.
+        num_cpus=max(cores, recipe.train.workers + 1),
+        include_dashboard=False,
+        **quiet,
+    )
+
+
+def _fit(experiment: Experiment, manifests: list[Manifest], run: RunFolder, live: LiveLine) -> str | None:
+    """Train under Ray Train while this thread shows progress. Returns what went wrong, if the trainer failed."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from polytrain.data.stream import Streams, StreamSource, TaskMedia, stream_names
+    from polytrain.training import loop
+
+    recipe, train = experiment.recipe, experiment.recipe.train
+    resources = ray.cluster_resources()
+    gpu = resources.get("GPU", 0) >= train.workers if train.use_gpu == "auto" else train.use_gpu
+    if gpu and resources.get("GPU", 0) < train.workers:
+        return f"train.use_gpu: {train.workers} workers want a GPU each, Ray has {resources.get('GPU', 0):g}"
+    media = tuple(
+        TaskMedia(experiment.architecture.modalities[task.modality], all_splits(manifest))
+        for task, manifest in zip(experiment.tasks, manifests, strict=True)
+    )
+    source = ray.put(StreamSource(experiment.plan, media, recipe.data.decode_time_limit_s))
+    modalities = list(experiment.architecture.modalities)
+    cpus = recipe.data.decode_cpus or max(0.5, resources.get("CPU", 1) - train.workers)
+    trainer = TorchTrainer(
+        loop.cotrain,
+        train_loop_config={"loop": loop.LoopConfig(experiment, [source], str(run.path))},
+        scaling_config=ScalingConfig(num_workers=train.workers, use_gpu=gpu, resources_per_worker=_worker(gpu)),
+        run_config=RunConfig(
+            name=f"attempt-{time.time_ns()}",  # Ray would take a finished run of the same name for this one
+            storage_path=str(run.path / "ray_train"),
+            failure_config=FailureConfig(max_failures=train.max_failures),
+        ),
+        datasets=dict.fromkeys(stream_names(modalities), _nothing),
+        dataset_config=Streams(
+            source, str(run.path), modalities=len(modalities), cpus=cpus, memory_budget=recipe.data.memory_budget
+        ),
+    )
+    ended: dict[str, BaseException] = {}
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            ended["error"] = error
+
+    # In a thread of its own: Ray would take Ctrl-C for itself there, and abort without a checkpoint.
+    thread = threading.Thread(target=fit, name="trainer", daemon=True)
+    thread.start()
+    attempt = 0
+    while thread.is_alive():
+        start = run.start()
+        if start and start["attempt"] != attempt:
+            _say_start(start, attempt, experiment, live)
+            attempt = start["attempt"]
+        progress = run.progress()
+        if progress and attempt:
+            live.show(progress)
+        thread.join(0.2)
+    shutil.rmtree(run.path / "ray_train", ignore_errors=True)
+    return _short(ended["error"]) if "error" in ended else None
+
+
+def _worker(gpu: bool) -> dict[str, float]:
+    return {"CPU": 1, "GPU": 1} if gpu else {"CPU": 1}
+
+
+def _nothing() -> None:
+    """A stream's stand-in: `Streams.configure` builds the real one when a worker asks for it."""
+
+
+def _say_start(start: dict[str, Any], attempt: int, experiment: Experiment, live: LiveLine) -> None:
+    for fault in start["faults"]:
+        live.say(f"Checkpoint passed over: {fault}")
+    if attempt:
+        live.say(f"A worker was lost; continuing from step {start['step']}")
+    elif start["step"]:
+        live.say(f"Continuing from step {start['step']} of {experiment.schedule.steps}")
+
+
+def _short(error: BaseException) -> str:
+    """The last line of the innermost cause: the rest is Ray's own stack."""
+    text = str(error).strip()
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _stopping(run: RunFolder, live: LiveLine) -> Iterator[None]:
+    """Ctrl-C and `ray job stop` ask the loop for a checkpoint and an end; a second Ctrl-C ends at once."""
+    asked = threading.Event()
+
+    def handler(number: int, _: Any) -> None:
+        if asked.is_set():
+            os._exit(STOPPED)
+        asked.set()
+        run.request_stop()
+        live.say("Stopping with a checkpoint; once more to stop at once.")
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+# --- telling ------------------------------------------------------------------------------------------------------
+
+
+def _print_results(experiment: Experiment, run: RunFolder, result: dict[str, Any]) -> None:
+    print(results_text(experiment, result))
+    print(f"\ntrained in {duration(result['seconds'])}; the model lies in {run.path / 'final'}")
+    record = run.record()
+    print(f"MLflow run {record['run_id']} in {record['uri']}")
+    local = local_uri(Path(experiment.recipe.output))
+    if record["uri"] == local:
+        print(
+            "To compare runs: make ui"
+            if _is_default(experiment.recipe)
+            else f"To compare runs: mlflow ui --backend-store-uri {local}"
+        )
+
+
+def _is_default(recipe: Recipe) -> bool:
+    return Path(recipe.output) == Path("runs").absolute()
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A recipe as MLflow params: key.path -> value."""
+    if isinstance(tree, dict):
+        return {key: value for name, part in tree.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
+    return {prefix[:-1]: tree}
+
+
+def _git_commit() -> str:
+    """The commit of the code that runs, or "unknown" outside a checkout."""
+    import subprocess
+
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,1 @@
+"""The model: a tokenizer a modality, one shared encoder, a linear head a task. Needs torch alone."""

@@ -1,0 +1,389 @@
+"""The recipe: one YAML file that says everything about an experiment.
+
+Loading goes in four steps, each of which names what is wrong: read the YAML, apply `key.path=value` overrides
+(OmegaConf), check keys, types and ranges (the models below), then check what must agree between sections. Every key
+is described where it is defined; `python jobs/cotrain.py --help` prints those descriptions.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from polytrain.modalities import MODALITIES, Audio, Geometry, Image, Video
+from polytrain.schedule import KINDS
+
+SIZES = {
+    "base": {"depth": 12, "width": 768, "heads": 12, "mlp_width": 3072},
+    "large": {"depth": 24, "width": 1024, "heads": 16, "mlp_width": 4096},
+}
+"""PolyViT, section 5.1."""
+
+
+class RecipeError(ValueError):
+    """What is wrong with a recipe, a line a fault: key, value, what would be right."""
+
+
+def byte_count(value: Any) -> Any:
+    """Bytes of "512MB" or "1.5 GB" (powers of 1,000) and "1GiB" (powers of 1,024); numbers are left as they are."""
+    if not isinstance(value, str):
+        return value
+    units = {"": 1, "b": 1} | {f"{p}b": 1000**n for n, p in enumerate("kmgt", 1)}
+    units |= {f"{p}ib": 1024**n for n, p in enumerate("kmgt", 1)}
+    text = value.strip().lower()
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    try:
+        return round(float(number) * units[text[len(number) :].strip()])
+    except (ValueError, KeyError):
+        raise ValueError(f"{value!r} is no amount of memory; 512MB or 2GiB would be") from None
+
+
+Bytes = Annotated[int, BeforeValidator(byte_count)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(Section):
+    """The transformer that all tasks share."""
+
+    size: Literal["base", "large"] | None = Field(None, description="a named size instead of the four numbers below")
+    depth: int = Field(12, ge=1, description="layers that an input passes, adaptor layers included")
+    width: int = Field(768, ge=1, description="hidden width, a multiple of heads")
+    heads: int = Field(12, ge=1, description="attention heads")
+    mlp_width: int = Field(3072, ge=1, description="hidden width of the MLPs, customarily 4 x width")
+    adaptor_layers: int = Field(0, ge=0, description="how many of the layers are private to each modality (L_adapt)")
+    drop_path: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="stochastic depth: rate of the last layer, for every task that sets no drop_path of its own",
+    )
+    init: str | None = Field(None, description="weights to start from: a checkpoint folder of polytrain; null: fresh")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_size(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("size") in SIZES:
+            numbers = SIZES[values["size"]]
+            clash = [key for key in numbers if key in values and values[key] != numbers[key]]
+            if clash:
+                raise ValueError(
+                    f"size: {values['size']} already says {clash[0]}: {numbers[clash[0]]}; give one of them"
+                )
+            return values | numbers
+        return values
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Model:
+        if self.width % self.heads:
+            raise ValueError(f"width: {self.width} is not a multiple of heads: {self.heads}")
+        if self.adaptor_layers > self.depth:
+            raise ValueError(f"adaptor_layers: {self.adaptor_layers} is more than depth: {self.depth}")
+        return self
+
+
+class Modalities(Section):
+    """The geometry of the inputs, for each modality in use."""
+
+    image: Image | None = Field(None, description="size and patch: [height, width] in pixels")
+    video: Video | None = Field(
+        None, description="frames a clip, stride between them, size [height, width], tubelet [frames, height, width]"
+    )
+    audio: Audio | None = Field(
+        None,
+        description="sample_rate in Hz, seconds a clip, mel_bins, patch [time, frequency], "
+        "window_ms, hop_ms; mean and deviation standardise the log-mel",
+    )
+
+    def in_use(self) -> dict[str, Geometry]:
+        return {name: geometry for name in MODALITIES if (geometry := getattr(self, name)) is not None}
+
+
+class Task(Section):
+    """One dataset with its single-task hyperparameters, which co-training reuses unchanged."""
+
+    modality: Literal["image", "video", "audio"] = Field(description="image, video or audio")
+    manifest: str = Field(description="the Parquet table of examples that jobs/prepare.py writes; path or URI")
+    steps: int = Field(ge=1, description="steps of the single-task run (U_j)")
+    lr: float = Field(gt=0, description="peak learning rate")
+    batch_size: int = Field(ge=1, description="examples of a minibatch over all workers")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up; co-training sums them over the tasks")
+    loss: Literal["softmax", "sigmoid"] | None = Field(
+        None,
+        description="softmax cross-entropy, or sigmoid cross-entropy summed over classes; null: sigmoid for "
+        "manifests with several labels an example, else softmax",
+    )
+    head_init: Literal["zeros", "lecun_normal"] | None = Field(
+        None, description="the head's first weights; null: lecun_normal for images, zeros for video and audio"
+    )
+    mixup_alpha: float = Field(0.0, ge=0, description="mixup: one weight a minibatch from Beta(alpha, alpha); 0: none")
+    drop_path: float | None = Field(None, ge=0, lt=1, description="stochastic depth of this task; null: the model's")
+
+
+class Optimizer(Section):
+    """One optimizer state for all tasks."""
+
+    name: Literal["sgd", "adamw"] = Field("sgd", description="sgd (the paper's) or adamw")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd: momentum")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="adamw: decay of the two running means")
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        description="decoupled for adamw, L2 for sgd; kernels only, never biases, norms, class tokens or positions",
+    )
+    clip_norm: float | None = Field(
+        1.0, gt=0, description="largest global norm of a step's gradient; null: no clipping"
+    )
+
+
+class Train(Section):
+    """How the loop runs. Of these, only precision and eval_every may change the result."""
+
+    workers: int = Field(1, ge=1, description="training workers; each takes a share of every minibatch")
+    use_gpu: bool | Literal["auto"] = Field("auto", description="a GPU a worker; auto: where Ray has enough of them")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs and on CPUs made for it")
+    threads: int | None = Field(
+        None, ge=1, description="cores of a CPU worker, each taking a part of its share; null: cores / workers"
+    )
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=2, description="checkpoints kept beside best and final")
+    eval_every: int = Field(1000, ge=1, description="steps between validations; one more runs at the end")
+    log_every: int = Field(10, ge=1, description="steps between looks at the losses (NaN is found then) and live lines")
+    max_failures: int = Field(3, ge=0, description="how often lost workers are replaced before the run gives up")
+
+
+class Data(Section):
+    """How media are read."""
+
+    memory_budget: Bytes = Field(
+        1_000_000_000,
+        gt=0,
+        description="bytes of decoded minibatches that may wait in all streams together, e.g. 512MB",
+    )
+    decode_cpus: float | None = Field(None, gt=0, description="CPUs for decoding; null: what the workers leave")
+    decode_time_limit_s: float = Field(30.0, gt=0, description="seconds one file may take before it counts as bad")
+    max_bad_fraction: float = Field(
+        0.01, ge=0, le=1, description="share of a task's examples that may be undecodable; judged once 100 were tried"
+    )
+    sample_suite: str | None = Field(None, description="folder in which the sample suite is made if it isn't there")
+
+
+class Tracking(Section):
+    """Where MLflow keeps the run."""
+
+    uri: str | None = Field(None, description="tracking server; null: MLFLOW_TRACKING_URI, else sqlite under output")
+    experiment: str | None = Field(None, description="MLflow experiment; null: the recipe's name")
+
+
+class Recipe(Section):
+    """An experiment."""
+
+    name: str = Field(
+        "cotrain", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run and its experiment"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="of weights, schedule, order of examples and augmentation")
+    model: Model = Field(default_factory=Model, description="the transformer")
+    modalities: Modalities = Field(description="input geometry of each modality")
+    tasks: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Task] = Field(
+        min_length=1, description="the tasks by name"
+    )
+    schedule: Literal[KINDS] = Field("weighted", description="how steps are dealt to tasks: " + ", ".join(KINDS))
+    optimizer: Optimizer = Field(default_factory=Optimizer, description="the update rule")
+    train: Train = Field(default_factory=Train, description="the loop")
+    data: Data = Field(default_factory=Data, description="the streams")
+    tracking: Tracking = Field(default_factory=Tracking, description="MLflow")
+    output: str = Field("runs", description="folder for runs, checkpoints and the local MLflow store")
+
+    @model_validator(mode="after")
+    def _geometries_given(self) -> Recipe:
+        for name, task in self.tasks.items():
+            if getattr(self.modalities, task.modality) is None:
+                raise ValueError(f"tasks.{name} is a {task.modality} task, but modalities.{task.modality} is not given")
+            if self.schedule != "accumulated" and task.warmup_steps > task.steps:
+                raise ValueError(f"tasks.{name}: warmup_steps {task.warmup_steps} is more than steps {task.steps}")
+        return self
+
+    def geometries(self) -> dict[str, Geometry]:
+        """The modalities that some task uses, in a fixed order."""
+        used = {task.modality for task in self.tasks.values()}
+        return {name: geometry for name, geometry in self.modalities.in_use().items() if name in used}
+
+    def plain(self) -> dict[str, Any]:
+        """As nested dicts and lists, every default filled in: a recipe that gives the same run."""
+        return self.model_dump(mode="json")
+
+    def yaml(self) -> str:
+        return yaml.safe_dump(self.plain(), sort_keys=False, width=120)
+
+    @property
+    def digest(self) -> str:
+        """Eight hex digits of everything that may change the result: not names, folders, or how the work is spread."""
+        plain = self.plain()
+        for key in ("name", "output", "tracking", "data"):
+            del plain[key]
+        plain["train"] = {key: plain["train"][key] for key in ("precision", "eval_every")}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def run_name(self) -> str:
+        return f"{self.name}-{self.digest}"
+
+
+# --- loading ------------------------------------------------------------------------------------------------------
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply `key.path=value` overrides, check it, and make its paths absolute.
+
+    Relative paths are those of the current directory: workers run elsewhere. Raises RecipeError.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except IsADirectoryError:
+        raise RecipeError(f"{path} is a folder; a recipe is a YAML file") from None
+    except FileNotFoundError:
+        raise RecipeError(f"there is no recipe at {path}{_nearest_file(path)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} can't be read: {error}") from None
+    try:
+        tree = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path} holds no mapping; a recipe has keys such as tasks and modalities")
+    try:
+        for override in overrides:
+            key, equals, _ = override.partition("=")
+            if not equals or not key:
+                raise RecipeError(f"override {override!r} is not of the form key.path=value")
+        merged = OmegaConf.merge(OmegaConf.create(tree), OmegaConf.from_dotlist(list(overrides)))
+        tree = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise RecipeError(f"{path}: {str(error).splitlines()[0]}") from None
+    return check(tree, source=str(path))
+
+
+def check(tree: dict[str, Any], *, source: str = "recipe") -> Recipe:
+    """A Recipe from nested dicts, paths made absolute. Raises RecipeError with a line a fault."""
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        lines = [f"{source}: {line}" for line in _explain(error)]
+        raise RecipeError("\n".join(lines)) from None
+    tasks = {name: task.model_copy(update={"manifest": absolute(task.manifest)}) for name, task in recipe.tasks.items()}
+    suite, init = recipe.data.sample_suite, recipe.model.init
+    return recipe.model_copy(
+        update={
+            "tasks": tasks,
+            "output": absolute(recipe.output),
+            "data": recipe.data.model_copy(update={"sample_suite": suite and absolute(suite)}),
+            "model": recipe.model.model_copy(update={"init": init and absolute(init)}),
+        }
+    )
+
+
+def absolute(path: str) -> str:
+    """A local path made absolute from the current directory; a URI as it is."""
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a repeated key is an error and 1e-3 is a number (YAML 1.2), not a string."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _float_loader() -> None:
+    import re
+
+    number = re.compile(r"^[-+]?(\d[\d_]*)?(\.\d*)?[eE][-+]?\d+$")
+    _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
+
+
+_float_loader()
+
+
+def _nearest_file(path: Path) -> str:
+    names = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, 1, 0.5)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    """Pydantic's faults in the recipe's words."""
+    for fault in error.errors():
+        where = [part for part in fault["loc"] if part not in ("Image", "Video", "Audio", "[key]")]
+        key = ".".join(map(str, where)) or "recipe"
+        if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            known = _keys_at(where[:-1])
+            close = difflib.get_close_matches(str(where[-1]), known, 1, 0.5)
+            hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+            yield f"{key}: unknown key; {hint}"
+        elif fault["type"] in ("missing", "missing_argument"):
+            yield f"{key}: missing; it is required"
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            given = fault["input"]
+            simple = isinstance(given, (str, int, float, bool, list)) and not fault["type"].startswith("value_error")
+            yield f"{key}: {message[0].lower() + message[1:]}" + (f", not {given!r}" if simple else "")
+
+
+def _keys_at(where: Sequence[Any]) -> list[str]:
+    """The keys that a section of the recipe knows."""
+    model: Any = Recipe
+    for part in where:
+        fields = getattr(model, "model_fields", None)
+        if fields is None or part not in fields:
+            continue  # a task's name
+        annotation = fields[part].annotation
+        candidates = [annotation, *get_args(annotation), *(a for arg in get_args(annotation) for a in get_args(arg))]
+        model = next((c for c in candidates if hasattr(c, "model_fields") or hasattr(c, "__dataclass_fields__")), model)
+    return list(getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {}))
+
+
+# --- help ---------------------------------------------------------------------------------------------------------
+
+
+def describe() -> str:
+    """Every key of a recipe with its default and meaning, as text for --help."""
+    lines: list[str] = []
+
+    def section(model: type[BaseModel], prefix: str) -> None:
+        for name, field in model.model_fields.items():
+            nested = [
+                a
+                for a in (field.annotation, *get_args(field.annotation))
+                if isinstance(a, type) and issubclass(a, Section)
+            ]
+            if nested:
+                lines.append("")
+                lines.append(f"{prefix}{name}: {nested[0].__doc__}")
+                section(nested[0], f"{prefix}{name}." + ("NAME." if name == "tasks" else ""))
+            else:
+                default = "required" if field.is_required() else f"default {json.dumps(field.default)}"
+                lines.append(f"  {prefix}{name} ({default}): {field.description}")
+
+    section(Recipe, "")
+    return "\n".join(lines)

@@ -1,0 +1,103 @@
+"""A run's folder: what lies where, and the small JSON files through which driver, workers and watchers talk.
+
+checkpoints/step_*   the newest checkpoints           run.json, journal*   the run's record (tracking)
+best/, final/        models                            recipe.yaml          the resolved recipe
+start.json           the step this attempt starts at   progress.json        how far it is
+result.json          how it ended                      stop                 asks the loop to stop
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+class BusyError(RuntimeError):
+    """Another driver works in this folder."""
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+
+    # --- start ---
+
+    def write_start(self, step: int, faults: tuple[str, ...] = ()) -> None:
+        """Say from which step this attempt goes on; streams are built from it."""
+        attempt = (self.start() or {}).get("attempt", 0) + 1
+        self._write("start.json", {"attempt": attempt, "step": step, "faults": list(faults)})
+
+    def start(self) -> dict[str, Any]:
+        return self._read("start.json")
+
+    # --- progress and end ---
+
+    def write_progress(self, values: dict[str, Any]) -> None:
+        self._write("progress.json", values | {"written": time.time()})
+
+    def progress(self) -> dict[str, Any]:
+        return self._read("progress.json")
+
+    def write_result(self, values: dict[str, Any]) -> None:
+        self._write("result.json", values)
+
+    def result(self) -> dict[str, Any]:
+        return self._read("result.json")
+
+    def request_stop(self) -> None:
+        (self.path / "stop").touch()
+
+    def stop_requested(self) -> bool:
+        return (self.path / "stop").exists()
+
+    def clear_for_start(self) -> None:
+        """Forget how an earlier attempt ended."""
+        for name in ("stop", "progress.json", "result.json", "start.json"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def record(self) -> dict[str, Any]:
+        """Which MLflow run this is, and where."""
+        return self._read("run.json")
+
+    def checkpoint_states(self) -> list[dict[str, Any]]:
+        """What the checkpoints say of themselves, newest first, as far as it can be read; nothing is verified."""
+        paths = sorted(self.checkpoints.glob("step_*/state.json"), reverse=True)
+        return [state for path in paths if (state := _read_json(path))]
+
+    # --- one driver at a time ---
+
+    def lock(self) -> int:
+        """Hold the folder until this process ends. Raises BusyError."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path / "driver.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise BusyError(f"another process is running this recipe in {self.path}") from None
+        return descriptor
+
+    # --- files ---
+
+    def _write(self, name: str, values: dict[str, Any]) -> None:
+        partial = self.path / f".{name}.{os.getpid()}"
+        partial.write_text(json.dumps(values))
+        partial.rename(self.path / name)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        return _read_json(self.path / name)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file, {} where there is none or it is torn."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}

@@ -1,0 +1,1 @@
+"""What happens in a step and around it: loss and update, metrics, evaluation, checkpoints, the loop."""

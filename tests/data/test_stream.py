@@ -1,0 +1,132 @@
+"""What decode workers make of a plan: rows that are shares, replacements, no torch. (Ray: tests/end_to_end.)"""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from polytrain.data.decode import decode
+from polytrain.data.stream import (
+    STRETCH_TASKS,
+    StreamSource,
+    TaskMedia,
+    read_chunk,
+    stretch_bounds,
+    task_ranges,
+)
+from polytrain.experiment import all_splits, open_experiment
+from polytrain.plan import uniform
+from polytrain.recipe import check
+
+
+@pytest.fixture
+def source(tiny):
+    experiment, manifests = open_experiment(check(tiny))
+    media = tuple(
+        TaskMedia(experiment.architecture.modalities[task.modality], all_splits(manifest))
+        for task, manifest in zip(experiment.tasks, manifests, strict=True)
+    )
+    return StreamSource(experiment.plan, media, 30.0)
+
+
+def cell(row, name):
+    return row[name][0].as_py()
+
+
+def arrays(row, source, task):
+    geometry = source.media[task].geometry
+    dtype = np.uint8 if geometry.decoded_bytes_per_element == 1 else np.float32
+    return np.frombuffer(cell(row, "media"), dtype).reshape(-1, *geometry.decoded_shape)
+
+
+def test_a_row_holds_the_decoded_examples_of_its_share(source):
+    for step in range(6):
+        minibatch = source.plan.train(step)
+        task = minibatch.tag.task
+        indices = source.plan.share(minibatch, 1, 2)
+        row = read_chunk(source, minibatch, indices, 0)
+        table = source.media[task].splits["train"]
+        clips = uniform(minibatch.seeds[indices], "clip")
+        expected = [
+            decode(source.media[task].geometry, table["path"][int(minibatch.ids[i])].as_py(), position=float(p))
+            for i, p in zip(indices, clips, strict=True)
+        ]
+        assert cell(row, "ids") == minibatch.ids[indices].tolist()
+        assert np.array_equal(arrays(row, source, task), np.stack(expected))
+
+
+def test_rows_carry_their_tag_and_the_labels(source):
+    minibatch = source.plan.train(3)
+    row = read_chunk(source, minibatch, np.arange(len(minibatch)), 0)
+    tag = minibatch.tag
+    assert [cell(row, name) for name in ("phase", "step", "task", "part")] == [tag.phase, tag.step, tag.task, tag.part]
+    table = source.media[tag.task].splits["train"]
+    name = "labels" if "labels" in table.column_names else "label"
+    labels = [np.atleast_1d(table[name][int(example)].as_py()).tolist() for example in minibatch.ids]
+    assert cell(row, "labels") == labels
+
+
+def break_file(source, task, example, split="train"):
+    path = source.media[task].splits[split]["path"][int(example)].as_py()
+    from pathlib import Path
+
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(b"")
+    return lambda: Path(path).write_bytes(content)
+
+
+def test_a_bad_file_is_replaced_by_the_next_of_the_pass_and_named(source):
+    minibatch = source.plan.train(0)
+    task = minibatch.tag.task
+    restore = break_file(source, task, minibatch.ids[1])
+    try:
+        row = read_chunk(source, minibatch, np.arange(len(minibatch)), 0)
+    finally:
+        restore()
+    expected = minibatch.ids.tolist()
+    expected[1] = int(source.plan.replacements(task, int(minibatch.positions[1]), 1)[0])
+    assert cell(row, "ids") == expected
+    assert cell(row, "bad_ids") == [int(minibatch.ids[1])]
+    assert cell(row, "bad_reasons") == ["empty file"] or "empty" in cell(row, "bad_reasons")[0]
+
+
+def test_in_evaluation_a_bad_file_is_left_out(source):
+    task = 0
+    minibatch = source.plan.evaluation("val", 8, task, 0)
+    restore = break_file(source, task, minibatch.ids[2], "val")
+    try:
+        row = read_chunk(source, minibatch, np.arange(len(minibatch)), 0)
+    finally:
+        restore()
+    assert cell(row, "ids") == np.delete(minibatch.ids, 2).tolist()
+    assert len(arrays(row, source, task)) == len(minibatch) - 1
+
+
+def test_an_empty_share_is_a_row_all_the_same(source):
+    minibatch = source.plan.evaluation("val", 8, 0, 1)
+    row = read_chunk(source, minibatch, np.empty(0, int), 0)
+    assert (cell(row, "ids"), len(cell(row, "media"))) == ([], 0)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_read_tasks_cover_the_timeline_once(source, workers):
+    for modality in ("image", "video", "audio"):
+        ranges = task_ranges(source, modality, 0, workers)
+        assert ranges[0] == 0
+        assert ranges[-1] == len(source.plan.timeline(modality))
+        assert (np.diff(ranges) > 0).all()
+
+
+def test_stretches_cover_the_read_tasks_once():
+    bounds = [stretch_bounds(2 * STRETCH_TASKS + 5, stretch) for stretch in range(3)]
+    assert bounds == [
+        (0, STRETCH_TASKS),
+        (STRETCH_TASKS, 2 * STRETCH_TASKS),
+        (2 * STRETCH_TASKS, 2 * STRETCH_TASKS + 5),
+    ]
+
+
+def test_decode_workers_never_import_torch():
+    code = "import sys, polytrain.data.stream; sys.exit(int('torch' in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
