@@ -205,10 +205,8 @@ def _fit(experiment: Experiment, manifests: list[Manifest], run: RunFolder, live
     """Train under Ray Train while this thread shows progress. Returns what went wrong, if the trainer failed."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
     from polytrain.data.stream import Streams, StreamSource, TaskMedia, stream_names
-    from polytrain.training import loop
 
     recipe, train = experiment.recipe, experiment.recipe.train
     resources = ray.cluster_resources()
@@ -222,9 +220,9 @@ def _fit(experiment: Experiment, manifests: list[Manifest], run: RunFolder, live
     source = ray.put(StreamSource(experiment.plan, media, recipe.data.decode_time_limit_s))
     modalities = list(experiment.architecture.modalities)
     cpus = recipe.data.decode_cpus or max(0.5, resources.get("CPU", 1) - train.workers)
-    trainer = TorchTrainer(
-        loop.cotrain,
-        train_loop_config={"loop": loop.LoopConfig(experiment, [source], str(run.path))},
+    trainer = _trainer_class(train.workers)(
+        _train_on_worker,
+        train_loop_config={"experiment": experiment, "source": [source], "run_folder": str(run.path)},
         scaling_config=ScalingConfig(num_workers=train.workers, use_gpu=gpu, resources_per_worker=_worker(gpu)),
         run_config=RunConfig(
             name=f"attempt-{time.time_ns()}",  # Ray would take a finished run of the same name for this one
@@ -259,6 +257,25 @@ def _fit(experiment: Experiment, manifests: list[Manifest], run: RunFolder, live
         thread.join(0.2)
     shutil.rmtree(run.path / "ray_train", ignore_errors=True)
     return _short(ended["error"]) if "error" in ended else None
+
+
+def _trainer_class(workers: int) -> type:
+    """Ray Train's trainer for torch; alone in the world, its base class: without a process group neither driver nor
+    controller imports torch, and a run starts five seconds sooner."""
+    if workers > 1:
+        from ray.train.torch import TorchTrainer
+
+        return TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    return DataParallelTrainer
+
+
+def _train_on_worker(config: dict[str, Any]) -> None:
+    """What Ray Train runs on every worker; torch is imported there and nowhere else."""
+    from polytrain.training import loop
+
+    loop.cotrain(**config)
 
 
 def _worker(gpu: bool) -> dict[str, float]:
@@ -315,15 +332,8 @@ def _print_results(experiment: Experiment, run: RunFolder, result: dict[str, Any
     print(f"MLflow run {record['run_id']} in {record['uri']}")
     local = local_uri(Path(experiment.recipe.output))
     if record["uri"] == local:
-        print(
-            "To compare runs: make ui"
-            if _is_default(experiment.recipe)
-            else f"To compare runs: mlflow ui --backend-store-uri {local}"
-        )
-
-
-def _is_default(recipe: Recipe) -> bool:
-    return Path(recipe.output) == Path("runs").absolute()
+        here = Path(experiment.recipe.output) == Path(__file__).parents[2] / "runs"
+        print(f"To compare runs: {'make ui' if here else f'mlflow ui --backend-store-uri {local}'}")
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from polytrain.data import stream
 from polytrain.data.decode import decode
 from polytrain.data.stream import (
     STRETCH_TASKS,
@@ -30,41 +31,31 @@ def source(tiny):
     return StreamSource(experiment.plan, media, 30.0)
 
 
-def cell(row, name):
-    return row[name][0].as_py()
-
-
-def arrays(row, source, task):
-    geometry = source.media[task].geometry
-    dtype = np.uint8 if geometry.decoded_bytes_per_element == 1 else np.float32
-    return np.frombuffer(cell(row, "media"), dtype).reshape(-1, *geometry.decoded_shape)
-
-
-def test_a_row_holds_the_decoded_examples_of_its_share(source):
+def test_a_piece_holds_the_decoded_examples_of_its_share(source):
     for step in range(6):
         minibatch = source.plan.train(step)
         task = minibatch.tag.task
         indices = source.plan.share(minibatch, 1, 2)
-        row = read_chunk(source, minibatch, indices, 0)
+        piece = read_chunk(source, minibatch, indices, 0)
         table = source.media[task].splits["train"]
         clips = uniform(minibatch.seeds[indices], "clip")
         expected = [
             decode(source.media[task].geometry, table["path"][int(minibatch.ids[i])].as_py(), position=float(p))
             for i, p in zip(indices, clips, strict=True)
         ]
-        assert cell(row, "ids") == minibatch.ids[indices].tolist()
-        assert np.array_equal(arrays(row, source, task), np.stack(expected))
+        assert piece.ids == minibatch.ids[indices].tolist()
+        assert np.array_equal(piece.media, np.stack(expected))
 
 
-def test_rows_carry_their_tag_and_the_labels(source):
+def test_pieces_carry_their_tag_and_the_labels(source):
     minibatch = source.plan.train(3)
-    row = read_chunk(source, minibatch, np.arange(len(minibatch)), 0)
+    piece = read_chunk(source, minibatch, np.arange(len(minibatch)), 0)
     tag = minibatch.tag
-    assert [cell(row, name) for name in ("phase", "step", "task", "part")] == [tag.phase, tag.step, tag.task, tag.part]
+    assert piece.tag == tag
     table = source.media[tag.task].splits["train"]
     name = "labels" if "labels" in table.column_names else "label"
     labels = [np.atleast_1d(table[name][int(example)].as_py()).tolist() for example in minibatch.ids]
-    assert cell(row, "labels") == labels
+    assert piece.labels == labels
 
 
 def break_file(source, task, example, split="train"):
@@ -81,14 +72,16 @@ def test_a_bad_file_is_replaced_by_the_next_of_the_pass_and_named(source):
     task = minibatch.tag.task
     restore = break_file(source, task, minibatch.ids[1])
     try:
-        row = read_chunk(source, minibatch, np.arange(len(minibatch)), 0)
+        piece = read_chunk(source, minibatch, np.arange(len(minibatch)), 0)
     finally:
         restore()
     expected = minibatch.ids.tolist()
     expected[1] = int(source.plan.replacements(task, int(minibatch.positions[1]), 1)[0])
-    assert cell(row, "ids") == expected
-    assert cell(row, "bad_ids") == [int(minibatch.ids[1])]
-    assert cell(row, "bad_reasons") == ["empty file"] or "empty" in cell(row, "bad_reasons")[0]
+    assert piece.ids == expected
+    ((example, path, reason),) = piece.bad
+    assert example == minibatch.ids[1]
+    assert path == source.media[task].splits["train"]["path"][example].as_py()
+    assert "empty" in reason
 
 
 def test_in_evaluation_a_bad_file_is_left_out(source):
@@ -96,17 +89,34 @@ def test_in_evaluation_a_bad_file_is_left_out(source):
     minibatch = source.plan.evaluation("val", 8, task, 0)
     restore = break_file(source, task, minibatch.ids[2], "val")
     try:
-        row = read_chunk(source, minibatch, np.arange(len(minibatch)), 0)
+        piece = read_chunk(source, minibatch, np.arange(len(minibatch)), 0)
     finally:
         restore()
-    assert cell(row, "ids") == np.delete(minibatch.ids, 2).tolist()
-    assert len(arrays(row, source, task)) == len(minibatch) - 1
+    assert piece.ids == np.delete(minibatch.ids, 2).tolist()
+    assert len(piece.media) == len(minibatch) - 1
 
 
-def test_an_empty_share_is_a_row_all_the_same(source):
+def test_an_empty_share_is_a_piece_all_the_same(source):
     minibatch = source.plan.evaluation("val", 8, 0, 1)
-    row = read_chunk(source, minibatch, np.empty(0, int), 0)
-    assert (cell(row, "ids"), len(cell(row, "media"))) == ([], 0)
+    piece = read_chunk(source, minibatch, np.empty(0, int), 0)
+    assert (piece.ids, len(piece.media)) == ([], 0)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("row_bytes", [1, 3_000, 2_000_000])
+def test_rows_bring_every_worker_its_shares_in_the_plans_order(source, monkeypatch, workers, row_bytes):
+    monkeypatch.setattr(stream, "ROW_BYTES", row_bytes)
+    monkeypatch.setattr(stream, "_source", lambda ref: source)
+    monkeypatch.setattr(stream, "_give_way", lambda: None)
+    timeline = source.plan.timeline("image")
+    rows = list(stream.read_minibatches(None, "image", 0, 0, len(timeline), workers))
+    for rank in range(workers):
+        pieces = [piece for row in rows[rank::workers] for piece in stream.unpacked(row, source)]
+        assert [piece.tag for piece in pieces] == [minibatch.tag for minibatch in timeline]
+        for piece, minibatch in zip(pieces, timeline, strict=True):
+            share = source.plan.share(minibatch, rank, workers)
+            assert piece.ids == minibatch.ids[share].tolist()
+            assert np.array_equal(piece.media, read_chunk(source, minibatch, share, 0).media)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])

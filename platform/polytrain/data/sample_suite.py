@@ -24,7 +24,7 @@ import pyarrow as pa
 from polytrain.data import manifest
 from polytrain.data.sample import files, images, sounds, videos
 
-VERSION = 1
+VERSION = 2
 """Goes up whenever the media change: a suite of another version is made anew."""
 
 STAMP = "suite.json"

@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,11 @@ from polytrain.plan import Minibatch, Plan, Tag, Timeline, uniform
 CHUNK_BYTES = 8_000_000
 """A share larger than this travels in several rows, so that no block is huge."""
 
-TASK_BYTES = 32_000_000
-TASK_MINIBATCHES = 4
-"""A read task makes this many minibatches, or fewer if they are large: a task costs 8 ms, but many delay the first."""
+ROW_BYTES = 2_000_000
+"""Small shares travel together: a row costs some ten milliseconds on its way, whatever it holds."""
+
+TASK_BYTES, TASK_MINIBATCHES = 32_000_000, 8
+"""A read task makes this much at most: a task costs as much again, and long ones decode less evenly."""
 
 STRETCH_TASKS = 1000
 """Read tasks of one execution. A task costs its driver about a millisecond and two kilobytes before the first row."""
@@ -64,6 +66,10 @@ class TaskMedia:
 
     geometry: Geometry
     splits: Mapping[str, pa.Table]
+
+    @property
+    def dtype(self) -> type:
+        return np.uint8 if self.geometry.decoded_bytes_per_element == 1 else np.float32
 
 
 @dataclass(frozen=True)
@@ -118,31 +124,57 @@ def _give_way() -> None:
         os.nice(NICENESS)
 
 
+@dataclass(eq=False)
+class Piece:
+    """A share of a minibatch, or one chunk of it, as a decode worker made it."""
+
+    tag: Tag
+    chunk: int
+    ids: list[int]  # as decoded: replacements in place of what was bad
+    labels: list[list[int]]
+    media: np.ndarray  # [b, *decoded_shape]
+    bad: list[tuple[int, str, str]]  # id, path, reason
+
+
 def read_minibatches(
     ref: ray.ObjectRef, modality: str, first_step: int, first: int, last: int, workers: int
 ) -> Iterator[pa.Table]:
-    """Decode minibatches first..last-1 of a timeline, one table of one row a chunk of a share, in dealing order."""
+    """Decode minibatches first..last-1 of a timeline and yield one-row tables, one for each worker in turn.
+
+    A row holds as many consecutive minibatches' shares as `ROW_BYTES` takes, or one chunk of one share.
+    """
     _give_way()
     source = _source(ref)
     timeline = source.timeline(modality, first_step)
+    waiting: list[list[Piece]] = [[] for _ in range(workers)]
+    size = 0
     for index in range(first, last):
         minibatch = timeline[index]
         task = minibatch.tag.task
-        shares = [source.plan.share(minibatch, rank, workers) for rank in range(workers)]
         chunks = source.chunks(task, workers)
+        needed = source.share_bytes(task, workers)
+        if waiting[0] and size + needed > ROW_BYTES:
+            yield from map(_row, waiting)
+            waiting, size = [[] for _ in range(workers)], 0
+        shares = [source.plan.share(minibatch, rank, workers) for rank in range(workers)]
         for chunk in range(chunks):
-            for share in shares:
-                indices = np.array_split(share, chunks)[chunk]
-                yield read_chunk(source, minibatch, indices, chunk)
+            pieces = [read_chunk(source, minibatch, np.array_split(share, chunks)[chunk], chunk) for share in shares]
+            if chunks > 1:
+                yield from (_row([piece]) for piece in pieces)
+            else:
+                for of_worker, piece in zip(waiting, pieces, strict=True):
+                    of_worker.append(piece)
+                size += needed
+    if waiting[0]:
+        yield from map(_row, waiting)
 
 
-def read_chunk(source: StreamSource, minibatch: Minibatch, indices: np.ndarray, chunk: int) -> pa.Table:
-    """One row: the examples of a minibatch at `indices`, decoded.
+def read_chunk(source: StreamSource, minibatch: Minibatch, indices: np.ndarray, chunk: int) -> Piece:
+    """The examples of a minibatch at `indices`, decoded.
 
     What can't be decoded is replaced by the walk's next example in training (and is missing if none of the next
-    `REPLACEMENTS` can be decoded either) and left out in evaluation; its id and the reason are in the row.
+    `REPLACEMENTS` can be decoded either) and left out in evaluation; its id and the reason are told.
     """
-    started = time.perf_counter()
     tag, media = minibatch.tag, source.media[minibatch.tag.task]
     table = media.splits[tag.phase]
     arrays: list[np.ndarray] = []
@@ -160,7 +192,15 @@ def read_chunk(source: StreamSource, minibatch: Minibatch, indices: np.ndarray, 
             else:
                 used.append(example)
                 break
-    return _row(minibatch, chunk, arrays, used, bad, table, time.perf_counter() - started)
+    labels = table["labels" if "labels" in table.column_names else "label"].take(pa.array(used, pa.int64())).to_pylist()
+    return Piece(
+        tag=tag,
+        chunk=chunk,
+        ids=used,
+        labels=[label if isinstance(label, list) else [label] for label in labels],
+        media=np.stack(arrays) if arrays else np.empty((0, *media.geometry.decoded_shape), media.dtype),
+        bad=[(example, _where(table, example), reason) for example, reason in bad.items()],
+    )
 
 
 def _candidates(plan: Plan, minibatch: Minibatch, index: int) -> Iterator[int]:
@@ -200,40 +240,26 @@ def _where(table: pa.Table, example: int) -> str:
     return table["path"][example].as_py() or f"inline example {example}"
 
 
-def _row(
-    minibatch: Minibatch,
-    chunk: int,
-    arrays: list[np.ndarray],
-    used: list[int],
-    bad: Mapping[int, str],
-    table: pa.Table,
-    seconds: float,
-) -> pa.Table:
-    """A one-row table. The media are one binary value: Arrow copies it once, into shared memory, and nobody after."""
-    tag = minibatch.tag
-    labels = table["labels" if "labels" in table.column_names else "label"].take(pa.array(used, pa.int64())).to_pylist()
-    stacked = np.stack(arrays) if arrays else np.empty(0, np.uint8)
-    buffers = [
-        None,
-        pa.py_buffer(np.array([0, stacked.nbytes], np.int64)),
-        pa.py_buffer(stacked.reshape(-1).view(np.uint8)),
+def _row(pieces: list[Piece]) -> pa.Table:
+    """One row. The media are one binary value: Arrow copies it into shared memory, and nobody copies it after."""
+    media = np.concatenate([piece.media.reshape(-1).view(np.uint8) for piece in pieces])
+    buffers = [None, pa.py_buffer(np.array([0, media.nbytes], np.int64)), pa.py_buffer(media)]
+    about = [
+        [*astuple(piece.tag), piece.chunk, piece.ids, piece.labels, piece.media.nbytes, piece.bad] for piece in pieces
     ]
-    return pa.table(
-        {
-            "phase": [tag.phase],
-            "step": [tag.step],
-            "task": [tag.task],
-            "part": [tag.part],
-            "chunk": [chunk],
-            "ids": pa.array([used], pa.list_(pa.int64())),
-            "labels": pa.array([[x if isinstance(x, list) else [x] for x in labels]], pa.list_(pa.list_(pa.int32()))),
-            "bad_ids": pa.array([list(bad)], pa.list_(pa.int64())),
-            "bad_paths": pa.array([[_where(table, example) for example in bad]], pa.list_(pa.string())),
-            "bad_reasons": pa.array([list(bad.values())], pa.list_(pa.string())),
-            "decode_s": [seconds],
-            "media": pa.Array.from_buffers(pa.large_binary(), 1, buffers),
-        }
-    )
+    return pa.table({"about": [json.dumps(about)], "media": pa.Array.from_buffers(pa.large_binary(), 1, buffers)})
+
+
+def unpacked(row: pa.Table, source: StreamSource) -> Iterator[Piece]:
+    """The pieces of a row; their media are views into it."""
+    content = row["media"][0].as_buffer()
+    offset = 0
+    for *tag, chunk, ids, labels, size, bad in json.loads(row["about"][0].as_py()):
+        media = source.media[tag[2]]
+        array = np.frombuffer(content, np.uint8, size, offset).view(media.dtype)
+        offset += size
+        shaped = array.reshape(len(ids), *media.geometry.decoded_shape)
+        yield Piece(Tag(*tag), chunk, ids, labels, shaped, [tuple(entry) for entry in bad])
 
 
 # --- where the stream is built --------------------------------------------------------------------------------------
@@ -308,7 +334,7 @@ class PlanSource(Datasource):
 def task_ranges(source: StreamSource, modality: str, first_step: int, workers: int) -> np.ndarray:
     """Where each read task's minibatches begin in the timeline, and the end: [tasks + 1] int64.
 
-    The first tasks hold one minibatch each, so that the first step need not wait for four.
+    The first tasks hold one minibatch each, so that the first step need not wait for all of a task's.
     """
     length = len(source.timeline(modality, first_step))
     tasks = [task for task, planned in enumerate(source.plan.tasks) if planned.modality == modality]
@@ -413,6 +439,7 @@ class Stream:
         self._taken = 0
         self._stretch = 0
         self._rows: Iterator[pa.Table] | None = None
+        self._pieces: Iterator[Piece] = iter(())
         self._next: Future | None = self._start(0) if self._ends else None
         self.waited_s = 0.0
 
@@ -430,39 +457,32 @@ class Stream:
 
     def take(self, expected: Minibatch) -> Share:
         """This worker's share of the minibatch that the plan says comes now. Raises StreamError if another comes."""
-        task = expected.tag.task
-        geometry = self._source.media[task].geometry
-        chunks = [self._pull(expected.tag, chunk) for chunk in range(self._source.chunks(task, self._workers))]
-        self._taken += 1
-        dtype = np.uint8 if geometry.decoded_bytes_per_element == 1 else np.float32
-        media = [
-            np.frombuffer(chunk["media"].chunk(0).buffers()[2] or b"", dtype).reshape(-1, *geometry.decoded_shape)
-            for chunk in chunks
+        pieces = [
+            self._pull(expected.tag, chunk) for chunk in range(self._source.chunks(expected.tag.task, self._workers))
         ]
-        columns = {
-            name: [x for chunk in chunks for x in chunk[name][0].as_py()]
-            for name in ("ids", "labels", "bad_ids", "bad_paths", "bad_reasons")
-        }
-        bad = list(zip(columns["bad_ids"], columns["bad_paths"], columns["bad_reasons"], strict=True))
-        share = Share(expected.tag, np.array(columns["ids"], np.int64), columns["labels"], np.concatenate(media), bad)
-        if not bad and not np.array_equal(
-            share.ids, expected.ids[self._source.plan.share(expected, self._rank, self._workers)]
-        ):
+        self._taken += 1
+        bad = [entry for piece in pieces for entry in piece.bad]
+        ids = [example for piece in pieces for example in piece.ids]
+        dealt_ids = expected.ids[self._source.plan.share(expected, self._rank, self._workers)]
+        if not bad and ids != dealt_ids.tolist():
             raise StreamError(f"{self._modality} stream: {expected.tag} came with other examples than the plan's")
-        return share
+        media = np.concatenate([piece.media for piece in pieces])
+        return Share(expected.tag, np.array(ids, np.int64), [x for piece in pieces for x in piece.labels], media, bad)
 
-    def _pull(self, tag: Tag, chunk: int) -> pa.Table:
+    def _pull(self, tag: Tag, chunk: int) -> Piece:
         started = time.perf_counter()
-        row = self._next_row()
+        piece = next(self._pieces, None)
+        if piece is None and (row := self._next_row()) is not None:
+            self._pieces = unpacked(row, self._source)
+            piece = next(self._pieces)
         self.waited_s += time.perf_counter() - started
-        if row is None:
+        if piece is None:
             raise StreamError(f"{self._modality} stream ended before {tag}, chunk {chunk}")
-        came = Tag(*(row[name][0].as_py() for name in ("phase", "step", "task", "part")))
-        if (came, row["chunk"][0].as_py()) != (tag, chunk):
+        if (piece.tag, piece.chunk) != (tag, chunk):
             raise StreamError(
-                f"{self._modality} stream: expected {tag}, chunk {chunk}, but {came}, chunk {row['chunk'][0]} came"
+                f"{self._modality} stream: expected {tag}, chunk {chunk}, but {piece.tag}, chunk {piece.chunk} came"
             )
-        return row
+        return piece
 
     def _next_row(self) -> pa.Table | None:
         if self._rows is None or (self._stretch < len(self._ends) and self._taken == self._ends[self._stretch]):

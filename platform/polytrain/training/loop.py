@@ -51,15 +51,6 @@ class TrainingFault(Exception):
     """The run can't go on and would fail again: the message is for the user. All ranks raise it at the same step."""
 
 
-@dataclass(frozen=True)
-class LoopConfig:
-    """What the driver hands to every worker."""
-
-    experiment: Experiment
-    source: Any  # ray.ObjectRef of the StreamSource, in a list: Ray would resolve a bare one
-    run_folder: str
-
-
 @dataclass
 class Progress:
     """What a run has behind it; travels in checkpoints."""
@@ -76,15 +67,15 @@ class Progress:
             known.setdefault(str(example), [path, reason])
 
 
-def cotrain(config: dict[str, Any]) -> None:
-    """Train, validate and test one run from wherever it stands; `config["loop"]` is a LoopConfig.
+def cotrain(experiment: Experiment, source: list[ray.ObjectRef], run_folder: str) -> None:
+    """Train, validate and test one run from wherever it stands. `source` holds the reference to the StreamSource (in a
+    list, or Ray would put the value in its place).
 
     Ends normally when the run has finished, was asked to stop, or met a fault that a restart would meet again: which of
     them stands in the run folder's result.json. Anything else raises, and Ray Train restarts the worker group.
     """
-    settings: LoopConfig = config["loop"]
-    run = RunFolder(settings.run_folder)
-    worker = Worker(settings)
+    run = RunFolder(run_folder)
+    worker = Worker(experiment, ray.get(source[0]), run)
     try:
         worker.start()
         with contextlib.closing(worker):
@@ -102,13 +93,11 @@ def cotrain(config: dict[str, Any]) -> None:
 class Worker:
     """One worker's model, optimizer, streams and record."""
 
-    def __init__(self, settings: LoopConfig) -> None:
+    def __init__(self, experiment: Experiment, source: StreamSource, run: RunFolder) -> None:
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
-        self.experiment = settings.experiment
-        self.recipe, self.plan = self.experiment.recipe, self.experiment.plan
-        self.source: StreamSource = ray.get(settings.source[0])
-        self.run = RunFolder(settings.run_folder)
+        self.experiment, self.source, self.run = experiment, source, run
+        self.recipe, self.plan = experiment.recipe, experiment.plan
         self.progress = Progress()
 
         # --- device ---

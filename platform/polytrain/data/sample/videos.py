@@ -16,7 +16,7 @@ RATE = 10
 
 DIRECTIONS = ("left", "right", "up", "down")
 _STEPS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
-PACES = ("still", "slow", "fast", "blinking")
+PACES = ("still", "slow", "fast", "swaying")
 
 
 def _carpet(rng: np.random.Generator) -> np.ndarray:
@@ -31,7 +31,12 @@ def _carpet(rng: np.random.Generator) -> np.ndarray:
 
 def _drift(carpet: np.ndarray, down: int, right: int) -> np.ndarray:
     """[T, H, W, 3] uint8: the carpet moving by so many pixels a frame."""
-    return np.stack([np.roll(carpet, (down * t, right * t), (0, 1)) for t in range(FRAMES)])
+    return _moved(carpet, down * np.arange(FRAMES), right * np.arange(FRAMES))
+
+
+def _moved(carpet: np.ndarray, down: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """[T, H, W, 3] uint8: the carpet at each of these places, [T] pixels down and to the right."""
+    return np.stack([np.roll(carpet, place, (0, 1)) for place in zip(down, right, strict=True)])
 
 
 def direction(rng: np.random.Generator, label: int) -> np.ndarray:
@@ -42,15 +47,16 @@ def direction(rng: np.random.Generator, label: int) -> np.ndarray:
 
 
 def pace(rng: np.random.Generator, label: int) -> np.ndarray:
-    """[T, H, W, 3] uint8: the carpet rests, drifts slowly or fast in any of eight directions, or blinks."""
+    """[T, H, W, 3] uint8: the carpet rests, drifts slowly or fast in any of eight directions, or sways to and fro."""
     name = PACES[label]
     down, right = [(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if a or b][rng.integers(8)]
-    # Faster than 5 the blobs would move by half their distance a frame and seem to turn round, as wheels do on film.
-    speed = {"still": 0, "slow": 2, "fast": int(rng.integers(4, 6)), "blinking": 0}[name]
     carpet = _carpet(rng)
-    film = _drift(carpet, down * speed, right * speed)
-    if name == "blinking":
-        period, start = rng.integers(4, 7), rng.integers(8)
-        dark = (np.arange(FRAMES) + start) % period >= period / 2
-        film[dark] = carpet.mean((0, 1)).astype(np.uint8)
-    return film
+    if name == "swaying":
+        # There in two or three frames and back in as many, at a speed between slow and fast.
+        half = int(rng.integers(2, 4))
+        phase = (np.arange(FRAMES) + int(rng.integers(2 * half))) % (2 * half)
+        away = 3 * np.minimum(phase, 2 * half - phase)
+        return _moved(carpet, down * away, right * away)
+    # Faster than 5 the blobs would move by half their distance a frame and seem to turn round, as wheels do on film.
+    speed = {"still": 0, "slow": 2, "fast": int(rng.integers(4, 6))}[name]
+    return _drift(carpet, down * speed, right * speed)
