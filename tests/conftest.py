@@ -1,81 +1,13 @@
-"""What tests share: small real media, manifests over them, and recipes that train in seconds."""
+"""What tests share: one set of small media, and a recipe over them."""
 
 from __future__ import annotations
 
-import wave
 from pathlib import Path
 
-import av
-import numpy as np
-import pyarrow as pa
 import pytest
 import yaml
-from PIL import Image
 
-from polytrain.data import manifest
-
-
-def write_image(path: Path, colour: int, rng: np.random.Generator) -> None:
-    """A noisy 20 x 16 picture of one of three colours."""
-    pixels = rng.integers(0, 60, (16, 20, 3))
-    pixels[..., colour] += 150
-    Image.fromarray(pixels.astype(np.uint8)).save(path)
-
-
-def write_video(path: Path, direction: int, rng: np.random.Generator) -> None:
-    """Twelve frames of 32 x 32 in which a bar goes right, left or nowhere."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=12)
-        stream.width = stream.height = 32
-        stream.pix_fmt = "yuv420p"
-        start = int(rng.integers(0, 32))
-        for frame in range(12):
-            pixels = rng.integers(0, 40, (32, 32, 3)).astype(np.uint8)
-            column = (start + (1, -1, 0)[direction] * 2 * frame) % 32
-            pixels[:, column : column + 6] = 220
-            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
-
-
-def write_sound(path: Path, pitch: int, rng: np.random.Generator) -> None:
-    """0.3 s of a low, middle or high tone at 8 kHz."""
-    time = np.arange(2400) / 8000
-    samples = 0.5 * np.sin(2 * np.pi * (300, 900, 2400)[pitch] * time + rng.uniform(0, 6)) + rng.normal(0, 0.02, 2400)
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(8000)
-        file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
-
-
-WRITERS = {"image": (write_image, ".png"), "video": (write_video, ".mp4"), "audio": (write_sound, ".wav")}
-CLASSES = ("one", "two", "three")
-SIZES = {"train": 24, "val": 7, "test": 8}
-
-
-def make_task(folder: Path, modality: str, *, sizes: dict[str, int] | None = None, multi_label: bool = False) -> Path:
-    """Real media of three classes and a manifest over them; returns the manifest's path."""
-    write, suffix = WRITERS[modality]
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    rows: dict[str, list] = {"path": [], "label": [], "split": []}
-    for split, count in (sizes or SIZES).items():
-        for number in range(count):
-            label = number % len(CLASSES)
-            name = f"{split}_{number:03d}{suffix}"
-            write(folder / name, label, rng)
-            for column, value in (("path", name), ("label", label), ("split", split)):
-                rows[column].append(value)
-    labels = rows.pop("label")
-    if multi_label:
-        rows["labels"] = pa.array([[label, (label + 1) % 3] for label in labels], pa.list_(pa.int32()))
-    else:
-        rows["label"] = pa.array(labels, pa.int32())
-    path = folder / "manifest.parquet"
-    manifest.write(path, task=folder.name, modality=modality, classes=CLASSES, table=pa.table(rows))
-    return path
+from small_media import WRITERS, make_task, tiny_recipe
 
 
 @pytest.fixture(scope="session")
@@ -88,27 +20,7 @@ def media(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def tiny(media, tmp_path) -> dict:
-    """A recipe over three modalities, as nested dicts: the smallest model that has every part."""
-    return {
-        "name": "tiny",
-        "model": {"depth": 2, "width": 16, "heads": 2, "mlp_width": 32, "adaptor_layers": 1},
-        "modalities": {
-            "image": {"size": [16, 16], "patch": [8, 8]},
-            "video": {"frames": 4, "stride": 2, "size": [16, 16], "tubelet": [2, 8, 8]},
-            "audio": {"sample_rate": 8000, "seconds": 0.32, "mel_bins": 16, "patch": [8, 8]},
-        },
-        "tasks": {
-            "colours": {"modality": "image", "manifest": str(media["image"]), "steps": 8, "lr": 0.01, "batch_size": 5},
-            "moves": {"modality": "video", "manifest": str(media["video"]), "steps": 5, "lr": 0.02, "batch_size": 3},
-            "tones": {
-                "modality": "audio", "manifest": str(media["several"]), "steps": 7, "lr": 0.01, "batch_size": 7,
-                "mixup_alpha": 0.3, "drop_path": 0.3,
-            },
-        },
-        "optimizer": {"name": "sgd", "momentum": 0.9},
-        "train": {"precision": "fp32", "checkpoint_every": 6, "eval_every": 8, "log_every": 5, "threads": 1},
-        "output": str(tmp_path / "runs"),
-    }  # fmt: skip
+    return tiny_recipe(media, tmp_path / "runs")
 
 
 @pytest.fixture
