@@ -79,7 +79,10 @@ def make_sample_suite(recipe: Recipe) -> None:
     if folder is None:
         return
     live = LiveLine()
-    sample_suite.make(folder, progress=live.say)
+    try:
+        sample_suite.make(folder, progress=live.say)
+    except FileExistsError as error:
+        raise RecipeError(f"data.sample_suite: {error}") from None
 
 
 def _forget(run: RunFolder) -> None:
@@ -118,7 +121,10 @@ def _train(experiment: Experiment, manifests: list[Manifest], run: RunFolder) ->
     with ThreadPoolExecutor(1) as beside:
         record = beside.submit(_open_record, experiment, manifests, run)
         connect(recipe)
-        tracker = record.result()
+        try:
+            tracker = record.result()
+        except RuntimeError as error:
+            raise RecipeError(f"tracking: {error}") from None
     if tracker.notice:
         live.say(tracker.notice)
     tracker.detach()

@@ -76,7 +76,7 @@ class RunFolder:
     def lock(self) -> int:
         """Hold the folder until this process ends. Raises BusyError."""
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path / "driver.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        descriptor = os.open(self.path / "driver.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
