@@ -159,11 +159,12 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(runner,
     job.until(lambda: list(other.glob("*/checkpoints/step_000000012")))
     job.kill()
     runner.clean()
-    newest = sorted(only_run(other).glob("checkpoints/step_*"))[-1] / "model.safetensors"
-    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    *_, before, newest = sorted(only_run(other).glob("checkpoints/step_*"))
+    damaged = newest / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     output = runner.run(recipe_file(tiny), f"output={other}")
-    assert f"{newest} is damaged" in output
-    assert "Continuing from step 6 of 20" in output
+    assert f"{damaged} is damaged" in output
+    assert f"Continuing from step {int(before.name.removeprefix('step_'))} of 20" in output
     assert same(weights(run), weights(only_run(other)))
 
 
