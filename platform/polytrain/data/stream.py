@@ -412,7 +412,7 @@ def stream_names(modalities: Iterable[str]) -> list[str]:
 
 @dataclass(eq=False)
 class Share:
-    """A worker's part of a minibatch as it came: decoded, undealt with by any device."""
+    """A worker's part of a minibatch as it came: decoded, not yet on a device."""
 
     tag: Tag
     ids: np.ndarray  # [b] int64, as decoded (replacements in place of what was bad)

@@ -105,7 +105,7 @@ class Worker:
         gpu = self.device.type == "cuda"
         # A CPU worker's cores each take a part of the share, as workers do, instead of sharing every operation: torch's
         # own threads wait for each other hundreds of times a step, which decoders beside them make slow (and OpenMP,
-        # outside the main thread of a process, slower still). Half the time a step here.
+        # outside the main thread of a process, slower still): BENCHMARKS.md has figures.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = self.recipe.train.threads or max(1, cores // context.get_local_world_size())
         self.parts = 1 if gpu else threads
