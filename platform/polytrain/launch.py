@@ -212,7 +212,8 @@ def _fit(experiment: Experiment, manifests: list[Manifest], run: RunFolder, live
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    from polytrain.data.stream import Streams, StreamSource, TaskMedia, stream_names
+    from polytrain.data.reading import StreamSource, TaskMedia
+    from polytrain.data.stream import Streams, stream_names
 
     recipe, train = experiment.recipe, experiment.recipe.train
     resources = ray.cluster_resources()
@@ -227,7 +228,7 @@ def _fit(experiment: Experiment, manifests: list[Manifest], run: RunFolder, live
     modalities = list(experiment.architecture.modalities)
     cpus = recipe.data.decode_cpus or max(0.5, resources.get("CPU", 1) - train.workers)
     trainer = _trainer_class(train.workers)(
-        _train_on_worker,
+        lambda config: _train_on_worker(**config),
         train_loop_config={"experiment": experiment, "source": [source], "run_folder": str(run.path)},
         scaling_config=ScalingConfig(num_workers=train.workers, use_gpu=gpu, resources_per_worker=_worker(gpu)),
         run_config=RunConfig(
@@ -277,11 +278,18 @@ def _trainer_class(workers: int) -> type:
     return DataParallelTrainer
 
 
-def _train_on_worker(config: dict[str, Any]) -> None:
-    """What Ray Train runs on every worker; torch is imported there and nowhere else."""
+def _train_on_worker(experiment: Experiment, source: list[Any], run_folder: str) -> None:
+    """What Ray Train runs on every worker. Decoders start while torch is imported, there and nowhere else."""
+    import ray
+
+    from polytrain.training.start import start
+
+    run = RunFolder(run_folder)
+    media = ray.get(source[0])  # in a list, or Ray would have put the value in its place
+    begun = start(media, list(experiment.architecture.modalities), run)
     from polytrain.training import loop
 
-    loop.cotrain(**config)
+    loop.cotrain(experiment, media, run, begun)
 
 
 def _worker(gpu: bool) -> dict[str, float]:

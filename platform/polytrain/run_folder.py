@@ -29,10 +29,11 @@ class RunFolder:
 
     # --- start ---
 
-    def write_start(self, step: int, faults: tuple[str, ...] = ()) -> None:
-        """Say from which step this attempt goes on; streams are built from it."""
+    def write_start(self, step: int, checkpoint: str | None, faults: tuple[str, ...] = ()) -> None:
+        """Say from which step and checkpoint this attempt goes on; streams are built from it."""
         attempt = (self.start() or {}).get("attempt", 0) + 1
-        self._write("start.json", {"attempt": attempt, "step": step, "faults": list(faults)})
+        values = {"attempt": attempt, "step": step, "checkpoint": checkpoint, "faults": list(faults)}
+        self._write("start.json", values)
 
     def start(self) -> dict[str, Any]:
         return self._read("start.json")

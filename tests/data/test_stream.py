@@ -6,16 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from polytrain.data import stream
+from polytrain.data import reading
 from polytrain.data.decode import decode
-from polytrain.data.stream import (
-    STRETCH_TASKS,
-    StreamSource,
-    TaskMedia,
-    read_chunk,
-    stretch_bounds,
-    task_ranges,
-)
+from polytrain.data.reading import StreamSource, TaskMedia, read_chunk
+from polytrain.data.stream import stretch_bounds, task_ranges
 from polytrain.experiment import all_splits, open_experiment
 from polytrain.plan import uniform
 from polytrain.recipe import check
@@ -105,13 +99,11 @@ def test_an_empty_share_is_a_piece_all_the_same(source):
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("row_bytes", [1, 3_000, 2_000_000])
 def test_rows_bring_every_worker_its_shares_in_the_plans_order(source, monkeypatch, workers, row_bytes):
-    monkeypatch.setattr(stream, "ROW_BYTES", row_bytes)
-    monkeypatch.setattr(stream, "_source", lambda ref: source)
-    monkeypatch.setattr(stream, "_give_way", lambda: None)
+    monkeypatch.setattr(reading, "ROW_BYTES", row_bytes)
     timeline = source.plan.timeline("image")
-    rows = list(stream.read_minibatches(None, "image", 0, 0, len(timeline), workers))
+    rows = list(reading.read_minibatches(source, "image", 0, 0, len(timeline), workers))
     for rank in range(workers):
-        pieces = [piece for row in rows[rank::workers] for piece in stream.unpacked(row, source)]
+        pieces = [piece for row in rows[rank::workers] for piece in reading.unpacked(row, source)]
         assert [piece.tag for piece in pieces] == [minibatch.tag for minibatch in timeline]
         for piece, minibatch in zip(pieces, timeline, strict=True):
             share = source.plan.share(minibatch, rank, workers)
@@ -129,14 +121,10 @@ def test_read_tasks_cover_the_timeline_once(source, workers):
 
 
 def test_stretches_cover_the_read_tasks_once():
-    bounds = [stretch_bounds(2 * STRETCH_TASKS + 5, stretch) for stretch in range(3)]
-    assert bounds == [
-        (0, STRETCH_TASKS),
-        (STRETCH_TASKS, 2 * STRETCH_TASKS),
-        (2 * STRETCH_TASKS, 2 * STRETCH_TASKS + 5),
-    ]
+    assert [stretch_bounds(25, stretch, 10) for stretch in range(3)] == [(0, 10), (10, 20), (20, 25)]
 
 
-def test_decode_workers_never_import_torch():
-    code = "import sys, polytrain.data.stream; sys.exit(int('torch' in sys.modules))"
+@pytest.mark.parametrize("module", ["polytrain.data.stream", "polytrain.training.start"])
+def test_torch_is_imported_neither_to_decode_nor_to_begin(module):
+    code = f"import sys, {module}; sys.exit(int('torch' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

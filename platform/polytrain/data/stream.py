@@ -1,8 +1,8 @@
 """From numbers to media: one Ray Data stream a modality, whose source is the plan itself.
 
-A read task is told "minibatches i..j of this modality": it asks the plan for the examples, decodes them and yields one
-row a share (or a few, for large clips). Rows carry their tag, and the consumer refuses a minibatch that is not the
-one it expects. Read tasks never import torch: a decode worker starts two seconds sooner and is 700 MB lighter.
+A read task is told "minibatches i..j of this modality" and yields rows (data/reading.py). Rows carry their tag, and the
+consumer refuses a minibatch that is not the one it expects. Read tasks never import torch: a decode worker starts two
+seconds sooner and is 700 MB lighter.
 
 The driver makes a `StreamSource` and hands `Streams` to the trainer; Ray Train calls `Streams.configure` when rank 0
 asks for a stream, and each worker wraps its iterator in a `Stream`.
@@ -15,15 +15,14 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs
 import ray
 from ray.data import DataIterator, ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
@@ -32,73 +31,19 @@ from ray.data.context import DataContext
 from ray.data.datasource import Datasource, ReadTask
 from ray.train import DataConfig
 
-from polytrain.data.decode import DecodeError, decode
-from polytrain.modalities import Geometry
-from polytrain.plan import Minibatch, Plan, Tag, Timeline, uniform
-
-CHUNK_BYTES = 8_000_000
-"""A share larger than this travels in several rows, so that no block is huge."""
-
-ROW_BYTES = 2_000_000
-"""Small shares travel together: a row costs some ten milliseconds on its way, whatever it holds."""
+from polytrain.data.reading import Piece, StreamSource, read_minibatches, unpacked
+from polytrain.plan import Minibatch, Tag
 
 TASK_BYTES, TASK_MINIBATCHES = 32_000_000, 8
 """A read task makes this much at most: a task costs as much again, and long ones decode less evenly."""
-
-STRETCH_TASKS = 1000
-"""Read tasks of one execution. A task costs its driver about a millisecond and two kilobytes before the first row."""
 
 NICENESS = 5
 
 FED_PACE_S, HUNGRY_PACE_S = 0.05, 0.002
 
-REPLACEMENTS = 50
-"""How many of the next examples are tried in place of one that can't be decoded."""
-
 
 class StreamError(RuntimeError):
     """A stream brought something else than the plan says, or could not bring it."""
-
-
-@dataclass(frozen=True)
-class TaskMedia:
-    """Where a task's examples lie: one table a split, columns as in the manifest, paths made absolute."""
-
-    geometry: Geometry
-    splits: Mapping[str, pa.Table]
-
-    @property
-    def dtype(self) -> type:
-        return np.uint8 if self.geometry.decoded_bytes_per_element == 1 else np.float32
-
-
-@dataclass(frozen=True)
-class StreamSource:
-    """Everything a read task needs; lives once in the object store, whatever the number of tasks."""
-
-    plan: Plan
-    media: tuple[TaskMedia, ...]  # by task id
-    decode_time_limit_s: float
-
-    @functools.cached_property
-    def _timelines(self) -> dict[tuple[str, int], Timeline]:
-        return {}
-
-    def timeline(self, modality: str, first_step: int) -> Timeline:
-        key = (modality, first_step)
-        if key not in self._timelines:
-            self._timelines[key] = self.plan.timeline(modality, first_step)
-        return self._timelines[key]
-
-    def share_bytes(self, task: int, workers: int) -> int:
-        """Bytes of the largest share of a task's minibatch."""
-        geometry = self.media[task].geometry
-        example = int(np.prod(geometry.decoded_shape)) * geometry.decoded_bytes_per_element
-        return example * self.plan.largest_share(task, workers)
-
-    def chunks(self, task: int, workers: int) -> int:
-        """Rows of a share: the same for every share of a task, or rows would not deal out evenly."""
-        return max(1, min(self.plan.largest_share(task, workers), -(-self.share_bytes(task, workers) // CHUNK_BYTES)))
 
 
 # --- in a decode worker -------------------------------------------------------------------------------------------
@@ -124,142 +69,9 @@ def _give_way() -> None:
         os.nice(NICENESS)
 
 
-@dataclass(eq=False)
-class Piece:
-    """A share of a minibatch, or one chunk of it, as a decode worker made it."""
-
-    tag: Tag
-    chunk: int
-    ids: list[int]  # as decoded: replacements in place of what was bad
-    labels: list[list[int]]
-    media: np.ndarray  # [b, *decoded_shape]
-    bad: list[tuple[int, str, str]]  # id, path, reason
-
-
-def read_minibatches(
-    ref: ray.ObjectRef, modality: str, first_step: int, first: int, last: int, workers: int
-) -> Iterator[pa.Table]:
-    """Decode minibatches first..last-1 of a timeline and yield one-row tables, one for each worker in turn.
-
-    A row holds as many consecutive minibatches' shares as `ROW_BYTES` takes, or one chunk of one share.
-    """
+def _read(ref: ray.ObjectRef, *of_minibatches: Any) -> Iterator[pa.Table]:
     _give_way()
-    source = _source(ref)
-    timeline = source.timeline(modality, first_step)
-    waiting: list[list[Piece]] = [[] for _ in range(workers)]
-    size = 0
-    for index in range(first, last):
-        minibatch = timeline[index]
-        task = minibatch.tag.task
-        chunks = source.chunks(task, workers)
-        needed = source.share_bytes(task, workers)
-        if waiting[0] and size + needed > ROW_BYTES:
-            yield from map(_row, waiting)
-            waiting, size = [[] for _ in range(workers)], 0
-        shares = [source.plan.share(minibatch, rank, workers) for rank in range(workers)]
-        for chunk in range(chunks):
-            pieces = [read_chunk(source, minibatch, np.array_split(share, chunks)[chunk], chunk) for share in shares]
-            if chunks > 1:
-                yield from (_row([piece]) for piece in pieces)
-            else:
-                for of_worker, piece in zip(waiting, pieces, strict=True):
-                    of_worker.append(piece)
-                size += needed
-    if waiting[0]:
-        yield from map(_row, waiting)
-
-
-def read_chunk(source: StreamSource, minibatch: Minibatch, indices: np.ndarray, chunk: int) -> Piece:
-    """The examples of a minibatch at `indices`, decoded.
-
-    What can't be decoded is replaced by the walk's next example in training (and is missing if none of the next
-    `REPLACEMENTS` can be decoded either) and left out in evaluation; its id and the reason are told.
-    """
-    tag, media = minibatch.tag, source.media[minibatch.tag.task]
-    table = media.splits[tag.phase]
-    arrays: list[np.ndarray] = []
-    used: list[int] = []
-    bad: dict[int, str] = {}
-    for index in indices:
-        position = None if minibatch.seeds is None else float(uniform(minibatch.seeds[index], "clip"))
-        for example in _candidates(source.plan, minibatch, int(index)):
-            if example in bad:
-                continue
-            try:
-                arrays.append(_decode_example(media.geometry, table, example, position, source.decode_time_limit_s))
-            except DecodeError as error:
-                bad[example] = str(error)
-            else:
-                used.append(example)
-                break
-    labels = table["labels" if "labels" in table.column_names else "label"].take(pa.array(used, pa.int64())).to_pylist()
-    return Piece(
-        tag=tag,
-        chunk=chunk,
-        ids=used,
-        labels=[label if isinstance(label, list) else [label] for label in labels],
-        media=np.stack(arrays) if arrays else np.empty((0, *media.geometry.decoded_shape), media.dtype),
-        bad=[(example, _where(table, example), reason) for example, reason in bad.items()],
-    )
-
-
-def _candidates(plan: Plan, minibatch: Minibatch, index: int) -> Iterator[int]:
-    """The example itself, and in training those that may stand in for it."""
-    yield int(minibatch.ids[index])
-    if minibatch.seeds is not None:
-        yield from plan.replacements(minibatch.tag.task, int(minibatch.positions[index]), REPLACEMENTS).tolist()
-
-
-def _decode_example(
-    geometry: Geometry, table: pa.Table, example: int, position: float | None, time_limit_s: float
-) -> np.ndarray:
-    names = table.column_names
-    source: str | bytes | None = table["data"][example].as_py() if "data" in names else None
-    if source is None:
-        source = table["path"][example].as_py()
-        if "://" in source:
-            source = _fetch(source)
-    start_s = table["start_s"][example].as_py() if "start_s" in names else None
-    end_s = table["end_s"][example].as_py() if "end_s" in names else None
-    return decode(geometry, source, position=position, start_s=start_s, end_s=end_s, time_limit_s=time_limit_s)
-
-
-def _fetch(uri: str) -> bytes:
-    """The bytes of a file on any filesystem pyarrow knows."""
-    try:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-        with filesystem.open_input_file(path) as file:
-            return file.readall()
-    except FileNotFoundError:
-        raise DecodeError("no such file") from None
-    except OSError as error:
-        raise DecodeError(f"can't be fetched: {error}") from None
-
-
-def _where(table: pa.Table, example: int) -> str:
-    return table["path"][example].as_py() or f"inline example {example}"
-
-
-def _row(pieces: list[Piece]) -> pa.Table:
-    """One row. The media are one binary value: Arrow copies it into shared memory, and nobody copies it after."""
-    media = np.concatenate([piece.media.reshape(-1).view(np.uint8) for piece in pieces])
-    buffers = [None, pa.py_buffer(np.array([0, media.nbytes], np.int64)), pa.py_buffer(media)]
-    about = [
-        [*astuple(piece.tag), piece.chunk, piece.ids, piece.labels, piece.media.nbytes, piece.bad] for piece in pieces
-    ]
-    return pa.table({"about": [json.dumps(about)], "media": pa.Array.from_buffers(pa.large_binary(), 1, buffers)})
-
-
-def unpacked(row: pa.Table, source: StreamSource) -> Iterator[Piece]:
-    """The pieces of a row; their media are views into it."""
-    content = row["media"][0].as_buffer()
-    offset = 0
-    for *tag, chunk, ids, labels, size, bad in json.loads(row["about"][0].as_py()):
-        media = source.media[tag[2]]
-        array = np.frombuffer(content, np.uint8, size, offset).view(media.dtype)
-        offset += size
-        shaped = array.reshape(len(ids), *media.geometry.decoded_shape)
-        yield Piece(Tag(*tag), chunk, ids, labels, shaped, [tuple(entry) for entry in bad])
+    return read_minibatches(_source(ref), *of_minibatches)
 
 
 # --- where the stream is built --------------------------------------------------------------------------------------
@@ -282,7 +94,7 @@ class Pace(ExecutionCallback):
 class PlanSource(Datasource):
     """Read tasks straight from a timeline: no operator between reading and decoding, nothing restarts at a pass's end.
 
-    Every execution of the dataset ("epoch" to Ray) reads the next stretch of `STRETCH_TASKS` read tasks out of every
+    Every execution of the dataset ("epoch" to Ray) reads the next stretch of `stretch_tasks` read tasks out of every
     two: two datasets take turns, so one can start before the other has ended.
     """
 
@@ -297,6 +109,7 @@ class PlanSource(Datasource):
             turn,
         )
         self._ranges = task_ranges(source, modality, first_step, workers)
+        self._stretch_tasks = source.stretch_tasks
         self._key = (ref.hex(), modality, first_step, workers, turn)
 
     def estimate_inmemory_data_size(self) -> None:
@@ -313,11 +126,11 @@ class PlanSource(Datasource):
         stretch = 2 * _executions[self._key] + self._turn
         if data_context is not None:
             _executions[self._key] += 1
-        first, last = stretch_bounds(len(self._ranges) - 1, stretch)
+        first, last = stretch_bounds(len(self._ranges) - 1, stretch, self._stretch_tasks)
         return [
             ReadTask(
                 functools.partial(
-                    read_minibatches,
+                    _read,
                     self._ref,
                     self._modality,
                     self._first_step,
@@ -344,9 +157,9 @@ def task_ranges(source: StreamSource, modality: str, first_step: int, workers: i
     return np.concatenate([np.arange(singles), np.arange(singles, length, size), [length]])
 
 
-def stretch_bounds(tasks: int, stretch: int) -> tuple[int, int]:
-    """The read tasks of a stretch: [first, last)."""
-    return min(tasks, stretch * STRETCH_TASKS), min(tasks, (stretch + 1) * STRETCH_TASKS)
+def stretch_bounds(tasks: int, stretch: int, size: int) -> tuple[int, int]:
+    """The read tasks of a stretch of `size`: [first, last)."""
+    return min(tasks, stretch * size), min(tasks, (stretch + 1) * size)
 
 
 class Streams(DataConfig):
@@ -424,24 +237,28 @@ class Share:
 class Stream:
     """A worker's end of one modality's stream. `take` hands out its shares in the plan's order and nothing else."""
 
-    def __init__(
-        self, get_shard: Any, source: StreamSource, modality: str, first_step: int, rank: int, workers: int
-    ) -> None:
-        self._source, self._modality, self._workers = source, modality, workers
-        self._rank = rank
-        ranges = task_ranges(source, modality, first_step, workers)
-        self._timeline = source.timeline(modality, first_step)
-        stretches = -(-(len(ranges) - 1) // STRETCH_TASKS)
-        # Where each stretch ends, in minibatches.
-        self._ends = [int(ranges[stretch_bounds(len(ranges) - 1, stretch)[1]]) for stretch in range(stretches)]
-        self._shards = [get_shard(f"{modality}/{turn}") for turn in range(min(2, len(self._ends)))]
+    def __init__(self, get_shard: Any, source: StreamSource, modality: str, rank: int, workers: int) -> None:
+        self._source, self._modality, self._rank, self._workers = source, modality, rank, workers
+        self._get_shard = get_shard
+        first, self._other = stream_names([modality])
+        self._shards = [get_shard(first)]
         self._starter = ThreadPoolExecutor(1, thread_name_prefix=f"stream-{modality}")
+        self.waited_s = 0.0
+
+    def begin(self, first_step: int) -> None:
+        """Start decoding from a training step on."""
+        ranges = task_ranges(self._source, self._modality, first_step, self._workers)
+        tasks, size = len(ranges) - 1, self._source.stretch_tasks
+        stretches = -(-tasks // size)
+        # Where each stretch ends, in minibatches.
+        self._ends = [int(ranges[stretch_bounds(tasks, stretch, size)[1]]) for stretch in range(stretches)]
+        if stretches > 1:
+            self._shards.append(self._get_shard(self._other))
         self._taken = 0
         self._stretch = 0
         self._rows: Iterator[pa.Table] | None = None
         self._pieces: Iterator[Piece] = iter(())
         self._next: Future | None = self._start(0) if self._ends else None
-        self.waited_s = 0.0
 
     def _start(self, stretch: int) -> Future:
         """Begin a stretch in the background: its first rows are decoded while the ones before are still taken."""

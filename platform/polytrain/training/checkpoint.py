@@ -6,7 +6,7 @@
     state.json          step, plan digest, versions, what the loop must know, and the SHA-256 of the files above
 
 A checkpoint is written beside its place, synced and renamed; `state.json` vouches for the rest, so a torn copy or a
-flipped bit is noticed on reading.
+flipped bit is noticed on reading. torch is imported where tensors are: choosing a checkpoint must not wait for it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-import torch
+if TYPE_CHECKING:
+    import torch
 
 FILES = ("model.safetensors", "optimizer.pt", "recipe.yaml")
 
@@ -49,6 +49,9 @@ def save(
     state: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint folder, whole or not at all; one that stands there already is replaced."""
+    import safetensors.torch
+    import torch
+
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -109,6 +112,9 @@ def newest_whole(folder: Path) -> Found:
 
 def load(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """Put a checkpoint's weights and optimizer state in place. Raises CheckpointError when they do not fit."""
+    import safetensors.torch
+    import torch
+
     try:
         model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
         if optimizer is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import sys
 import time
 import warnings
 from collections import Counter, defaultdict, deque
@@ -30,7 +29,8 @@ from torch import Tensor
 
 from polytrain import __version__, figures
 from polytrain.data.device import DeviceInputs
-from polytrain.data.stream import Share, Stream, StreamSource
+from polytrain.data.reading import StreamSource
+from polytrain.data.stream import Share
 from polytrain.experiment import Experiment, Task
 from polytrain.model.polyvit import PolyViT, parameters_by_part
 from polytrain.plan import Minibatch, dealt
@@ -40,6 +40,7 @@ from polytrain.training import checkpoint
 from polytrain.training.evaluation import Predictions, predict_split
 from polytrain.training.metrics import confusion_matrix
 from polytrain.training.optimizer import clear_gradients, make_optimizer, update
+from polytrain.training.start import Start
 from polytrain.training.step import add_gradients, make_targets, mix_mirrored, sum_over_workers, task_loss
 
 PROGRESS_INTERVAL_S = 1.0
@@ -67,15 +68,13 @@ class Progress:
             known.setdefault(str(example), [path, reason])
 
 
-def cotrain(experiment: Experiment, source: list[ray.ObjectRef], run_folder: str) -> None:
-    """Train, validate and test one run from wherever it stands. `source` holds the reference to the StreamSource (in a
-    list, or Ray would put the value in its place).
+def cotrain(experiment: Experiment, source: StreamSource, run: RunFolder, begun: Start) -> None:
+    """Train, validate and test one run from wherever it stands.
 
     Ends normally when the run has finished, was asked to stop, or met a fault that a restart would meet again: which of
     them stands in the run folder's result.json. Anything else raises, and Ray Train restarts the worker group.
     """
-    run = RunFolder(run_folder)
-    worker = Worker(experiment, ray.get(source[0]), run)
+    worker = Worker(experiment, source, run, begun)
     try:
         worker.start()
         with contextlib.closing(worker):
@@ -93,10 +92,11 @@ def cotrain(experiment: Experiment, source: list[ray.ObjectRef], run_folder: str
 class Worker:
     """One worker's model, optimizer, streams and record."""
 
-    def __init__(self, experiment: Experiment, source: StreamSource, run: RunFolder) -> None:
+    def __init__(self, experiment: Experiment, source: StreamSource, run: RunFolder, begun: Start) -> None:
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
-        self.experiment, self.source, self.run = experiment, source, run
+        self.experiment, self.source, self.run, self.begun = experiment, source, run, begun
+        self.streams = begun.streams
         self.recipe, self.plan = experiment.recipe, experiment.plan
         self.progress = Progress()
 
@@ -111,8 +111,6 @@ class Worker:
         self.parts = 1 if gpu else threads
         torch.set_num_threads(1)
         self.pool = ThreadPoolExecutor(self.parts, "part", initializer=torch.set_num_threads, initargs=(1,))
-        # Streams are run by threads of this process: they are to hand the interpreter back at once, not after 5 ms.
-        sys.setswitchinterval(0.0005)
         if gpu:
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
@@ -133,24 +131,16 @@ class Worker:
     # --- where a run starts ---------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Rank 0 picks the newest whole checkpoint and says so in start.json; only then are streams asked for."""
-        chosen: list[Any] = [self._choose() if self.rank == 0 else None]
-        if self.workers > 1:
-            dist.broadcast_object_list(chosen)
-        path, state = chosen[0]
-        if path is not None:
-            checkpoint.load(Path(path), self.model, self.optimizer)
-            self.progress = Progress(**state["progress"])
+        """Put the weights in place and open the record."""
+        step = self.begun.step
+        if self.begun.checkpoint is not None:
+            checkpoint.load(self.begun.checkpoint, self.model, self.optimizer)
+            self.progress = Progress(**self.begun.state["progress"])
         elif self.recipe.model.init:
             checkpoint.load(Path(self.recipe.model.init), self.model, None)
         if self.rank == 0:
-            self.tracker = Tracker.resume(self.run.path, step=self.progress.step)
+            self.tracker = Tracker.resume(self.run.path, step=step)
             self.tracker.metrics({"model/params_total": parameters_by_part(self.model)["total"]}, step=0)
-        step = self.progress.step
-        self.streams = {
-            modality: Stream(ray.train.get_dataset_shard, self.source, modality, step, self.rank, self.workers)
-            for modality in self.experiment.architecture.modalities
-        }
         self.first = step
         self.began = time.perf_counter()  # and once more behind the first step, which waits for streams to start
         self.pending: deque[tuple[int, list[Minibatch], Tensor, Tensor]] = deque()
@@ -160,12 +150,6 @@ class Worker:
         self.told = 0.0
         self.phase = "train"
         self.tell(force=True)
-
-    def _choose(self) -> tuple[str | None, dict[str, Any]]:
-        found = checkpoint.newest_whole(self.run.checkpoints)
-        step = found.state.get("step", 0)
-        self.run.write_start(step, faults=found.faults)
-        return (str(found.path) if found.path else None), found.state
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,78 @@
+"""Takes every minibatch of a recipe's streams, as training would, and writes what came: run by test_streams.py.
+
+python take_streams.py RECIPE WORKERS STRETCH_TASKS MEMORY_BUDGET FIRST_STEP OUT
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+
+import ray
+from ray.train import RunConfig, ScalingConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from polytrain.data.reading import StreamSource, TaskMedia
+from polytrain.data.stream import Stream, Streams, stream_names
+from polytrain.experiment import all_splits, open_experiment
+from polytrain.launch import connect
+from polytrain.recipe import load
+from polytrain.run_folder import RunFolder
+
+
+def take_all(config: dict) -> None:
+    source = ray.get(config["source"][0])
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    taken = {}
+    for modality in config["modalities"]:
+        stream = Stream(ray.train.get_dataset_shard, source, modality, rank, workers)
+        stream.begin(config["first_step"])
+        # take() itself refuses what is not the plan's.
+        shares = [stream.take(minibatch) for minibatch in source.plan.timeline(modality, config["first_step"])]
+        taken[modality] = [[*map(str, (share.tag.phase, share.tag.step)), share.ids.tolist()] for share in shares]
+        stream.close()
+    (Path(config["out"]) / f"{rank}.json").write_text(json.dumps(taken))
+
+
+def main(path: str, workers: int, stretch_tasks: int, memory_budget: int, first_step: int, out: str) -> None:
+    recipe = load(path, [f"train.workers={workers}"])
+    experiment, manifests = open_experiment(recipe)
+    connect(recipe)
+    media = tuple(
+        TaskMedia(experiment.architecture.modalities[task.modality], all_splits(manifest))
+        for task, manifest in zip(experiment.tasks, manifests, strict=True)
+    )
+    source = ray.put(StreamSource(experiment.plan, media, 30.0, stretch_tasks))
+    modalities = list(experiment.architecture.modalities)
+    run = RunFolder(out)
+    run.write_start(first_step, None)
+    most = {"bytes": 0}
+
+    def watch() -> None:
+        size = ray.cluster_resources()["object_store_memory"]
+        while not done.wait(0.02):
+            free = ray.available_resources().get("object_store_memory", 0)
+            most["bytes"] = max(most["bytes"], int(size - free))
+
+    done = threading.Event()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    DataParallelTrainer(
+        take_all,
+        train_loop_config={"source": [source], "modalities": modalities, "first_step": first_step, "out": out},
+        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(name="take", storage_path=str(Path(out) / "ray_train")),
+        datasets=dict.fromkeys(stream_names(modalities), lambda: None),
+        dataset_config=Streams(source, out, modalities=len(modalities), cpus=1, memory_budget=memory_budget),
+    ).fit()
+    done.set()
+    watcher.join()
+    (Path(out) / "most.json").write_text(json.dumps(most))
+
+
+if __name__ == "__main__":
+    file, *numbers, folder = sys.argv[1:]
+    main(file, *map(int, numbers), folder)
