@@ -94,6 +94,13 @@ def test_an_override_of_an_unknown_key_is_refused(recipe_file):
         load(recipe_file(SMALLEST), ["tasks.shapes.batchsize=3"])
 
 
+@pytest.mark.parametrize(("name", "hint"), [("shaps", "did you mean tasks.shapes?"), ("xyz", "its tasks are shapes")])
+def test_an_override_of_a_task_that_is_not_there_names_those_that_are(recipe_file, name, hint):
+    path = recipe_file(SMALLEST)
+    with pytest.raises(RecipeError, match=f"tasks.{name}: .* has no such task; {hint}".replace("?", r"\?")):
+        load(path, [f"tasks.{name}.lr=0.1"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

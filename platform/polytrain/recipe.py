@@ -265,6 +265,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"{path} holds no mapping; a recipe has keys such as tasks and modalities")
+    before = tree.get("tasks")
     try:
         for override in overrides:
             key, equals, _ = override.partition("=")
@@ -274,7 +275,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         tree = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise RecipeError(f"{path}: {str(error).splitlines()[0]}") from None
+    _check_tasks_are_known(path, before, tree)
     return check(tree, source=str(path))
+
+
+def _check_tasks_are_known(path: Path, before: Any, tree: dict[str, Any]) -> None:
+    """Overrides may add a whole task; one that has no manifest is another's name misspelt. Raises RecipeError."""
+    known = list(before) if isinstance(before, dict) else []
+    for name, task in (tree.get("tasks") or {}).items() if isinstance(tree.get("tasks"), dict) else ():
+        if known and name not in known and not (isinstance(task, dict) and "manifest" in task):
+            close = difflib.get_close_matches(name, known, 1, 0.5)
+            hint = f"did you mean tasks.{close[0]}?" if close else f"its tasks are {', '.join(known)}"
+            raise RecipeError(f"tasks.{name}: {path} has no such task; {hint}")
 
 
 def check(tree: dict[str, Any], *, source: str = "recipe") -> Recipe:

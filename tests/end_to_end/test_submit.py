@@ -1,0 +1,77 @@
+"""`ray start --head` and `ray job submit -- python jobs/cotrain.py`, as the README types them, on ports of their own."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from job_runner import ROOT, only_run
+
+RAY = Path(sys.executable).parent / "ray"
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [opened.getsockname()[1] for opened in sockets]
+    for opened in sockets:
+        opened.close()
+    return ports
+
+
+@pytest.fixture
+def cluster(runner):
+    """Starts a head node in the project folder; returns how to run a `ray` command against it."""
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets' paths may have 107 bytes only
+
+    def start(mode):
+        # The python that jobs run is the first on the path, as in an activated environment.
+        path = f"{RAY.parent}:{runner.environment['PATH']}"
+        environment = runner.environment | {"PATH": path, "RAY_AUTH_MODE": mode}
+        port, dashboard, agent = free_ports(3)
+
+        def ray(*words, check=True):
+            done = subprocess.run(
+                [RAY, *words], cwd=ROOT, env=environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"},
+                capture_output=True, text=True, timeout=240, check=False,
+            )  # fmt: skip
+            assert not check or done.returncode == 0, done.stdout + done.stderr
+            return done.stdout + done.stderr
+
+        if mode == "token":
+            ray("get-auth-token", "--generate")
+        ray("start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={folder}",
+            f"--dashboard-agent-listen-port={agent}", "--num-cpus=2", "--disable-usage-stats")  # fmt: skip
+        for _ in range(60):  # until the job agent answers
+            if "No available agent" not in ray("job", "submit", "--", "true", check=False):
+                break
+            time.sleep(1)
+        return ray
+
+    yield start
+    runner.clean()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["token", "disabled"])
+def test_a_submitted_job_trains_and_prints_its_table(cluster, tiny, recipe_file, tmp_path, mode):
+    ray = cluster(mode)
+    output = ray("job", "submit", "--", "python", "jobs/cotrain.py", str(recipe_file(tiny)))
+    assert "colours" in output
+    assert "succeeded" in output
+    assert (only_run(tmp_path / "runs") / "final" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_local_run_works_while_a_cluster_is_up_and_a_job_after_it(cluster, runner, tiny, recipe_file, tmp_path):
+    """As `make test` does with a cluster running: a local run is its own Ray, whatever else runs on the machine."""
+    ray = cluster("token")
+    runner.run(recipe_file(tiny))
+    output = ray(
+        "job", "submit", "--", "python", "jobs/cotrain.py", str(recipe_file(tiny)), f"output={tmp_path / 'two'}"
+    )
+    assert "succeeded" in output
