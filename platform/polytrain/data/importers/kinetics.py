@@ -1,0 +1,107 @@
+"""Kinetics-400, -600 and -700, and the sound tracks of Kinetics-400.
+
+Official layout (https://github.com/cvdfoundation/kinetics-dataset, or the ActivityNet crawler's):
+
+    train.csv, val.csv (or validate.csv), test.csv    in ROOT or ROOT/annotations; .txt does as well (Kinetics-600's);
+                                                      header: label,youtube_id,time_start,time_end,split
+    train/<youtube_id>_<start>_<end>.mp4              start and end in seconds, six digits each; so in val/ and test/
+    train/<label>/<youtube_id>_<start>_<end>.mp4      does as well; and either directly in ROOT
+
+Clips vanish from YouTube, so some are always missing. Splits are the official ones. Where test.csv is absent or has
+no labels, the validation set stands for test as well. Classes are train.csv's labels in sorted order, the index that
+published models use. A YouTube video that is in train and in val or test is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from functools import partial
+
+from polytrain.data.importers.annotations import number, table
+from polytrain.data.importers.collection import Collection, IngestError
+from polytrain.data.importers.importer import Annotation, Importer, check_class_count, gather
+from polytrain.data.importers.root import Root
+
+SPLITS = {
+    "train": ("train",),
+    "val": ("val", "validate", "validation"),
+    "test": ("test",),
+}
+"""Split -> what its table and its folder may be called, and what stands in the column `split`."""
+_SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
+
+
+def _table(root: Root, split: str) -> str | None:
+    names = [f"{name}{suffix}" for name in SPLITS[split] for suffix in (".csv", ".txt")]
+    candidates = [folder + name for name in names for folder in ("", "annotations/")]
+    return root.first(*candidates) if split == "test" else root.need(*candidates)
+
+
+def _rows(path: str, split: str) -> Iterator[tuple[int, str, str, int, int]]:
+    """(line, label, YouTube id, start, end) of one table."""
+    for line, (label, video, start, end, named) in table(
+        path, ("label", "youtube_id", "time_start", "time_end", "split")
+    ):
+        if _SPLIT_OF.get(named.strip()) != split:
+            raise IngestError(f"{path}, line {line}: split {named!r} stands in the table of {split}")
+        first, last = number(start, path, line, "time in seconds"), number(end, path, line, "time in seconds")
+        yield line, label.strip(), video.strip(), int(first), int(last)
+
+
+def _annotations(root: Root, path: str, split: str, splits: tuple[str, ...]) -> Iterator[Annotation]:
+    folders = [f"{name}/" for name in SPLITS[split] if root.first(name)] or [""]
+    labels: dict[str, tuple[tuple[str], list[str]]] = {}
+    for line, label, video, start, end in _rows(path, split):
+        if label not in labels:
+            labels[label] = (label,), [f"{folder}{below}" for folder in folders for below in ("", f"{label}/")]
+        classes, places = labels[label]
+        name = f"{video}_{start:06d}_{end:06d}"
+        yield Annotation(tuple(place + name for place in places), classes, splits, path, line, name, video)
+
+
+def _read(classes: int, modality: str, root: Root, options: argparse.Namespace) -> Collection:
+    tables = {split: _table(root, split) for split in SPLITS}
+    labels = sorted({label.strip() for _, (label,) in table(tables["train"], ("label",))})
+    check_class_count(labels, classes, tables["train"], f"Kinetics-{classes}")
+    notes = []
+    if tables["test"] and not _labelled(tables["test"]):
+        notes.append(f"{tables['test']}: has no labels")
+        tables["test"] = None
+    if tables["test"] is None:
+        notes.append("no labelled test set: the validation set stands for test as well")
+    annotations = (
+        annotation
+        for split, path in tables.items()
+        if path
+        for annotation in _annotations(
+            root, path, split, ("val", "test") if split == "val" and not tables["test"] else (split,)
+        )
+    )
+    return gather(root, annotations, options, modality=modality, classes=labels, notes=notes)
+
+
+def _labelled(path: str) -> bool:
+    try:
+        return any(label for _, (label,) in table(path, ("label",)))
+    except IngestError:
+        return False
+
+
+def _importer(classes: int, modality: str = "video") -> Importer:
+    what = "the sound tracks of " if modality == "audio" else ""
+    return Importer(
+        f"{what}Kinetics-{classes}; official splits",
+        "train.csv, val.csv and test.csv (or in annotations/), and train/, val/ and test/ with "
+        "<youtube_id>_<start>_<end>.mp4",
+        partial(_read, classes, modality),
+        __doc__,
+    )
+
+
+IMPORTERS = {
+    "kinetics400": _importer(400),
+    "kinetics600": _importer(600),
+    "kinetics700": _importer(700),
+    "kinetics400-sound": _importer(400, "audio"),
+}
