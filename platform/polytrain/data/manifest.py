@@ -21,16 +21,15 @@ import hashlib
 import json
 import os
 import posixpath
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs
 import pyarrow.parquet as pq
 
+from polytrain.data import mapped_rows, storage
 from polytrain.modalities import MODALITIES
 
 SPLITS = ("train", "val", "test")
@@ -52,59 +51,100 @@ class Manifest:
     multi_label: bool
     table: pa.Table
     digest: str
+    mapped: Mapping[str, pa.Table] | None = None
+    """Of a large manifest, each split's rows, mapped from this machine's disk; `table` is one after the other then."""
 
     def split(self, name: str) -> pa.Table:
         """The rows of one split, in the file's order."""
         if name not in SPLITS:
             raise ValueError(f"split {name!r}: known are {', '.join(SPLITS)}")
+        if self.mapped is not None:
+            return self.mapped[name]
         return self.table.filter(pc.equal(self.table["split"], name))
 
     @property
     def sizes(self) -> dict[str, int]:
         """Examples of each of the three splits, 0 where there are none."""
+        if self.mapped is not None:
+            return {name: len(table) for name, table in self.mapped.items()}
         counts = {item["values"]: item["counts"] for item in pc.value_counts(self.table["split"]).to_pylist()}
         return {name: counts.get(name, 0) for name in SPLITS}
 
     def location(self, path: str) -> str:
         """Where a stored path lies: an absolute local path or a URI. Relative means: relative to the manifest."""
-        if "://" in path or os.path.isabs(path):
-            return path
-        local = _local_path(self.uri)
-        if local is not None:
-            return os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(local)), path))
-        parts = urlsplit(self.uri)  # a query (an object store's region, its endpoint) holds for the media too
-        folder = posixpath.dirname(parts.path)
-        return urlunsplit(parts._replace(path=posixpath.normpath(posixpath.join(folder, quote(path)))))
+        return location(self.uri, path)
+
+
+def location(uri: str, path: str) -> str:
+    """Where a path stored in the manifest at `uri` lies: `Manifest.location`."""
+    if "://" in path or os.path.isabs(path):
+        return path
+    local = storage.local_path(uri)
+    if local is not None:
+        return os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(local)), path))
+    parts = urlsplit(uri)  # a query (an object store's region, its endpoint) holds for the media too
+    folder = posixpath.dirname(parts.path)
+    return urlunsplit(parts._replace(path=posixpath.normpath(posixpath.join(folder, quote(path)))))
 
 
 def read(uri: str | os.PathLike) -> Manifest:
-    """Reads and checks a manifest from a local path or any URI that `pyarrow.fs.FileSystem.from_uri` knows.
+    """Reads and checks a manifest from a local path or any URI that data/storage.py opens.
 
     Raises ManifestError for everything that a run would stumble over later, except for the media themselves.
     """
     uri = os.fspath(uri)
     try:
-        filesystem, path = _open(uri)
-        digest = _sha256(filesystem, path)
+        digest = _sha256(uri)
     except FileNotFoundError:
         raise ManifestError(f"{uri}: there is no such file; jobs/prepare.py writes manifests") from None
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise ManifestError(f"{uri}: cannot be read: {_first_line(error)}") from error
+    except storage.StorageError as error:
+        raise ManifestError(str(error)) from error
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{uri}: cannot be read: {storage.told(error)}") from error
     try:
-        with filesystem.open_input_file(path) as source, pq.ParquetFile(source) as file:
+        with storage.open_file(uri) as source, pq.ParquetFile(source) as file:
             present = [name for name in _COLUMNS if name in file.schema_arrow.names]
             metadata = file.schema_arrow.metadata or {}
-            table = file.read(columns=present)
+            task, modality, classes = _check_metadata(uri, metadata)
+            if file.metadata.num_rows > mapped_rows.LARGE:
+                mapped = mapped_rows.mapped(digest, SPLITS, lambda: _checked_batches(uri, file, present, classes))
+            else:
+                mapped, table = None, _check_table(uri, file.read(columns=present), classes)
+    except storage.StorageError as error:
+        raise ManifestError(str(error)) from error
     except (pa.ArrowException, OSError) as error:
-        raise ManifestError(f"{uri}: is not a whole Parquet file: {_first_line(error)}") from error
-    task, modality, classes = _check_metadata(uri, metadata)
-    table = _check_table(uri, table, classes)
-    return Manifest(uri, task, modality, classes, "labels" in table.column_names, table, digest)
+        raise ManifestError(f"{uri}: is not a whole Parquet file: {storage.told(error)}") from error
+    if mapped is not None:
+        table = pa.concat_tables(mapped.values()).replace_schema_metadata(metadata)
+    _check_trains(uri, table["split"] if mapped is None else mapped["train"]["split"].slice(0, 1))
+    return Manifest(uri, task, modality, classes, "labels" in table.column_names, table, digest, mapped)
 
 
-def write(path: str | os.PathLike, *, task: str, modality: str, classes: Sequence[str], table: pa.Table) -> None:
-    """Writes a manifest to a local path, whole or not at all; checks what `read` checks, first."""
-    path = os.path.abspath(path)
+def _checked_batches(
+    uri: str, file: pq.ParquetFile, columns: Sequence[str], classes: tuple[str, ...]
+) -> Iterator[pa.Table]:
+    """The rows of a large manifest, some at a time."""
+    row = 0
+    for batch in file.iter_batches(mapped_rows.BATCH, columns=columns):
+        yield _check_table(uri, pa.Table.from_batches([batch]), classes, first_row=row)
+        row += len(batch)
+
+
+def write(
+    path: str | os.PathLike,
+    *,
+    task: str,
+    modality: str,
+    classes: Sequence[str],
+    table: pa.Table,
+    data: Iterable[pa.Array] | None = None,
+) -> None:
+    """Writes a manifest to a local path or URI, whole or not at all; checks what `read` checks, first.
+
+    `data` is the column of that name in pieces, one after the other, where it may be larger than memory: each becomes
+    a row group. Rows of `table` without a path are those whose media it holds.
+    """
+    path = os.fspath(path)
     metadata = {
         b"polytrain.task": task.encode(),
         b"polytrain.modality": modality.encode(),
@@ -112,17 +152,35 @@ def write(path: str | os.PathLike, *, task: str, modality: str, classes: Sequenc
         b"polytrain.format_version": FORMAT_VERSION.encode(),
     }
     checked = _check_metadata(path, metadata)
-    table = _check_table(path, table.select([name for name in _COLUMNS if name in table.column_names]), checked[2])
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".manifest-", suffix=".tmp")
-    os.close(handle)
-    try:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would hide the manifest from the cluster's other users
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    table = table.select([name for name in _COLUMNS if name in table.column_names])
+    if data is not None:
+        stand_in = pc.if_else(pc.is_null(table["path"]), pa.scalar(b"", pa.binary()), pa.scalar(None, pa.binary()))
+        table = _check_table(path, table.append_column("data", stand_in), checked[2]).drop_columns(["data"])
+    else:
+        table = _check_table(path, table, checked[2])
+    _check_trains(path, table["split"])
+    table = table.replace_schema_metadata(metadata)
+    with storage.write_whole(path) as temporary:
+        if data is None:
+            pq.write_table(table, temporary, compression="zstd")
+        else:
+            _write_pieces(temporary, table, data)
+
+
+def _write_pieces(path: str, table: pa.Table, data: Iterable[pa.Array]) -> None:
+    schema, start = table.schema.append(pa.field("data", pa.binary())), 0
+    # Media are compressed already: zstd would only cost time.
+    compression = {name: "none" if name == "data" else "zstd" for name in schema.names}
+    with pq.ParquetWriter(path, schema, compression=compression, use_dictionary=_COMPACT) as writer:
+        for piece in data:
+            rows = table.slice(start, len(piece))
+            writer.write_table(rows.append_column("data", pa.chunked_array([piece], pa.binary())))
+            start += len(piece)
+    if start != len(table):
+        raise ValueError(f"{start} pieces of media for {len(table)} rows")
+
+
+_COMPACT = ["label", "split"]
 
 
 # ------------------------------------------------------------------------------------------------------- checks
@@ -179,8 +237,16 @@ _COLUMNS: dict[str, tuple[Callable[[pa.DataType], bool], str, pa.DataType | None
 }
 
 
-def _check_table(uri: str, table: pa.Table, classes: tuple[str, ...]) -> pa.Table:
-    """The table with the contract's types. Every check is one vectorised pass: ten million rows take seconds."""
+def _check_trains(uri: str, split: pa.ChunkedArray) -> None:
+    if not pc.any(pc.equal(split, "train")).as_py():
+        raise ManifestError(f"{uri}: has no training example; at least one row needs 'train' in column 'split'")
+
+
+def _check_table(uri: str, table: pa.Table, classes: tuple[str, ...], first_row: int = 0) -> pa.Table:
+    """The table with the contract's types. Every check is one vectorised pass: ten million rows take seconds.
+
+    `first_row` is where the table begins within the manifest.
+    """
     names = table.column_names
     for name in ("path", "split"):
         if name not in names:
@@ -209,13 +275,11 @@ def _check_table(uri: str, table: pa.Table, classes: tuple[str, ...]) -> pa.Tabl
         row = row if rows is None else rows[row].as_py()
         value = "<binary>" if column == "data" else table[column][row].as_py()
         more = f" ({count - 1} more like it)" if count > 1 else ""
-        raise ManifestError(f"{uri}: row {row + 1}, column {column!r}: {value!r} {right}{more}")
+        raise ManifestError(f"{uri}: row {first_row + row + 1}, column {column!r}: {value!r} {right}{more}")
 
     split = table["split"]
     known = pc.is_in(split, value_set=pa.array(SPLITS))
     refuse("split", pc.invert(known), f"is no split; known are {', '.join(SPLITS)}")
-    if not pc.any(pc.equal(split, "train")).as_py():
-        raise ManifestError(f"{uri}: has no training example; at least one row needs 'train' in column 'split'")
 
     nowhere = pc.fill_null(pc.equal(pc.binary_length(table["path"]), 0), True)
     if "data" in names:
@@ -248,35 +312,9 @@ def _check_table(uri: str, table: pa.Table, classes: tuple[str, ...]) -> pa.Tabl
 # -------------------------------------------------------------------------------------------------------- files
 
 
-def _local_path(uri: str) -> str | None:
-    """The local path that a URI or path means, or None where it lies elsewhere."""
-    if uri.startswith("file://"):
-        return unquote(urlsplit(uri).path)
-    return None if "://" in uri else uri
-
-
-def _open(uri: str) -> tuple[pa.fs.FileSystem, str]:
-    local = _local_path(uri)
-    if local is not None:
-        return pa.fs.LocalFileSystem(), os.path.abspath(local)
-    return pa.fs.FileSystem.from_uri(uri)
-
-
-def _sha256(filesystem: pa.fs.FileSystem, path: str) -> str:
+def _sha256(uri: str) -> str:
     digest = hashlib.sha256()
-    # Without compression=None pyarrow would unpack what is named .gz and digest other bytes than the file's.
-    with filesystem.open_input_stream(path, compression=None) as stream:
-        while block := stream.read(1 << 22):
+    with storage.open_file(uri) as file:
+        while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,52 @@
+import io
+
+import pytest
+
+from polytrain import progress
+from polytrain.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_line_says_how_many_how_fast_and_how_long_still():
+    bar = Progress("re-encoding", 50_000, "files", io.StringIO())
+    bar.done = 1_000
+    assert bar.text(10.0) == "re-encoding: 1,000/50,000 files, 100 files/s, 8:10 left"
+
+
+def test_what_an_earlier_run_finished_does_not_count_as_speed():
+    bar = Progress("re-encoding", 3_000, "files", io.StringIO())
+    bar.add(1_000, earlier=True)
+    bar.add(50)
+    assert bar.text(10.0) == "re-encoding: 1,050/3,000 files, 5.0 files/s, 6:30 left"
+
+
+def test_an_unknown_total_has_no_end():
+    bar = Progress("reading", None, "rows", io.StringIO())
+    bar.done = 7
+    assert bar.text(1.0) == "reading: 7 rows, 7.0 rows/s"
+
+
+def test_a_terminals_line_is_rewritten_and_gone_in_the_end(monkeypatch):
+    monkeypatch.setattr(progress, "TERMINAL_EVERY_S", 0.0)
+    out = Terminal()
+    with Progress("reading", 10, "files", out) as bar:
+        bar.add()
+        bar.add()
+    assert "\rreading: 2/10 files" in out.getvalue()
+    assert "\n" not in out.getvalue()
+    assert out.getvalue().endswith(" \r")
+
+
+@pytest.mark.parametrize(("every", "lines"), [(0.0, 2), (10.0, 0)])
+def test_a_log_gets_plain_lines_now_and_then(monkeypatch, every, lines):
+    monkeypatch.setattr(progress, "PLAIN_EVERY_S", every)
+    out = io.StringIO()
+    with Progress("reading", 10, "files", out) as bar:
+        bar.add()
+        bar.add()
+    assert len(out.getvalue().splitlines()) == lines
+    assert "\r" not in out.getvalue()
