@@ -17,12 +17,19 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from polytrain.data.decode import DecodeError, decode
+from polytrain.data.decode import DecodeError
+from polytrain.data.decode import decode as decode_views
+from polytrain.data.views import View
 from polytrain.modalities import Audio, Image, Video
 
 IMAGE = Image(size=(48, 64), patch=(8, 8))
 VIDEO = Video(frames=8, stride=2, size=(32, 40), tubelet=(4, 8, 8))
 AUDIO = Audio(sample_rate=16000, seconds=0.5, mel_bins=16, patch=(1, 8))
+
+
+def decode(geometry, source, *, position=None, **limits):
+    """The one view of a file at a position."""
+    return decode_views(geometry, source, (View(position),), **limits)[0]
 
 
 # Media ---------------------------------------------------------------------------------------------------------------

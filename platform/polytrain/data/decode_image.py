@@ -1,16 +1,26 @@
-"""Images: JPEG through libjpeg-turbo, everything else through Pillow, the whole frame resized with antialiasing."""
+"""Images: JPEG through libjpeg-turbo, everything else through Pillow; a view's box is resized with antialiasing.
+
+The filter is the bilinear one of Pillow and of torchvision's antialiased resize: a pixel is the triangle-weighted mean
+of the area it stands for. JPEG goes through FFmpeg's scaler where that agrees with Pillow's (`_resized`).
+"""
 
 from __future__ import annotations
 
 import io
 import struct
+import threading
 import warnings
+from collections.abc import Sequence
 
+import av
 import numpy as np
 import simplejpeg
+from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
 
 from polytrain.data.media_file import Deadline, DecodeError, check_pixels
+from polytrain.data.views import EXIF_TURNS, Turn, View
 from polytrain.modalities import Image
 
 # Pillow warns below our own limit, which is checked for every file.
@@ -20,41 +30,79 @@ warnings.filterwarnings("ignore", category=Pillow.DecompressionBombWarning)
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _ORIENTATION_TAG = 0x0112
 
-# A picture, its EXIF orientation, and the part of it to be resized (None: all).
-_Read = tuple[Pillow.Image, int, tuple[float, float, float, float] | None]
+# What Pillow raises for broken content.
+_DAMAGES = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 
-# EXIF orientation -> how an array [H, W, 3] becomes upright.
-_UPRIGHT = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a),
-}
+LEAST_SIDE = 16
+"""Pixels: from and to fewer, FFmpeg's bilinear filter is another than Pillow's."""
+
+_PillowBox = tuple[float, float, float, float]  # left, upper, right, lower
 
 
 def decode_image(
     geometry: Image,
     source: str | bytes,
-    position: float | None,
+    views: Sequence[View],
     start_s: float,
     end_s: float | None,
     deadline: Deadline,
 ) -> np.ndarray:
-    """[H, W, 3] uint8: the first picture of the file, upright by its EXIF orientation, on white where transparent."""
+    """[V, H, W, 3] uint8: the first picture of the file, upright by its EXIF orientation, on white if transparent."""
     data = source if isinstance(source, bytes) else _read(source)
-    if data.startswith(b"\xff\xd8\xff"):
-        picture, orientation, box = _read_jpeg(data, geometry.size)
-    else:
-        picture, orientation, box = _read_with_pillow(data)
-    deadline.check()
-    height, width = geometry.size
-    # Turning the small picture is cheaper than turning the large one.
-    resized = picture.resize((height, width) if orientation >= 5 else (width, height), Pillow.Resampling.BILINEAR, box)
-    array = np.asarray(resized.convert("RGB"))
-    return np.ascontiguousarray(_UPRIGHT[orientation](array)) if orientation in _UPRIGHT else array
+    read = _read_jpeg if data.startswith(b"\xff\xd8\xff") else _read_with_pillow
+    picture, turn, boxes = read(data, geometry.size, views)
+    height, width = turn.shape(*geometry.size)
+    shown = np.empty((len(views), *geometry.decoded_shape), np.uint8)
+    for view, box in enumerate(boxes):
+        deadline.check()
+        # Turning the small picture is cheaper than turning the large one.
+        shown[view] = turn.upright(_resized(picture, box, height, width))
+    return shown
+
+
+def _resized(picture: Pillow.Image | np.ndarray, box: _PillowBox, height: int, width: int) -> np.ndarray:
+    """[height, width, 3] uint8: a part of a picture, shrunk or enlarged."""
+    if isinstance(picture, np.ndarray):
+        left, upper, right, lower = map(int, box)
+        on_pixels = (left, upper, right, lower) == tuple(box)
+        if on_pixels and min(right - left, lower - upper, height, width) >= LEAST_SIDE:
+            return _scaled_by_ffmpeg(picture[upper:lower, left:right], height, width)
+        picture = Pillow.frombuffer("RGBX", picture.shape[1::-1], picture, "raw", "RGBX", 0, 1)
+    small = picture.resize((width, height), Pillow.Resampling.BILINEAR, box)
+    return np.asarray(small.convert("RGB"))
+
+
+class _Own(threading.local):
+    """A thread's own FFmpeg contexts: each keeps its tables while pictures of one size come."""
+
+    def __init__(self) -> None:
+        self.splitter, self.scaler = VideoReformatter(), VideoReformatter()
+
+
+_own = _Own()
+
+
+def _scaled_by_ffmpeg(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """[h, w, 4] uint8, RGB and nothing -> [height, width, 3], three times as fast as Pillow.
+
+    It equals Pillow's bilinear filter to 55 dB on photographs at 224 x 224, 49 dB at 32 x 32 (a level on average where
+    they differ, at most 6; 52 dB and 13 on white noise). Red, green and blue travel as if they were Y, U and V:
+    FFmpeg scales such planes with vector instructions, and RGB as RGB takes it twice as long.
+    """
+    rows, columns, _ = pixels.shape
+    packed = av.VideoFrame.from_numpy_buffer(pixels, "rgba")
+    # threads=1: the default starts one thread a core for each picture.
+    green, blue, red = _own.splitter.reformat(packed, format="gbrp", threads=1).planes
+    frame = av.VideoFrame(columns, rows, "yuv444p")
+    for plane, channel in zip(frame.planes, (red, green, blue), strict=True):
+        _pixels_of(plane)[:] = _pixels_of(channel)
+    scaled = _own.scaler.reformat(frame, width, height, interpolation=Interpolation.BILINEAR, threads=1)
+    return np.stack([_pixels_of(plane) for plane in scaled.planes], axis=-1)
+
+
+def _pixels_of(plane: av.video.plane.VideoPlane) -> np.ndarray:
+    """[height, width] uint8, without what pads its lines; writes go to the plane."""
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
 
 
 def _read(path: str) -> bytes:
@@ -62,35 +110,72 @@ def _read(path: str) -> bytes:
         return file.read()
 
 
-def _read_jpeg(data: bytes, size: tuple[int, int]) -> _Read:
+_Read = tuple[Pillow.Image | np.ndarray, Turn, list[_PillowBox]]
+"""A picture as it is stored (an array is [H, W, 4] uint8: RGB and nothing), how it becomes upright, and the part of it
+that each view shows."""
+
+
+def _read_jpeg(data: bytes, size: tuple[int, int], views: Sequence[View]) -> _Read:
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         check_pixels(width, height)
         if colorspace in ("CMYK", "YCCK"):
-            return _read_with_pillow(data)
+            return _read_with_pillow(data, size, views)
+        turn = _turn(Pillow.open(io.BytesIO(data), formats=("JPEG",))) if _may_have_exif(data) else EXIF_TURNS[1]
+        boxes = _boxes(views, turn, height, width, size)
         # Where twice the wanted size is left, libjpeg may halve the picture while decoding, as Pillow's thumbnails do:
         # up to 1.6 times as fast, 48 dB from the slow way for 1280x960. (Odd factors such as 3/8 cost 12 dB more.)
-        halved = next((factor for factor in (4, 2) if min(height, width) >= 2 * factor * max(size)), 1)
+        smallest = min(min(right - left, lower - upper) for left, upper, right, lower in boxes)
+        halved = next((factor for factor in (4, 2) if smallest >= 2 * factor * max(size)), 1)
         # Four bytes a pixel is how Pillow stores RGB: no repacking.
         pixels = simplejpeg.decode_jpeg(data, "RGBX", min_height=-(-height // halved), min_width=-(-width // halved))
     except ValueError:
         # libjpeg-turbo's binding also refuses harmless oddities (stray bytes between markers): Pillow's word counts.
-        return _read_with_pillow(data)
-    orientation = _orientation(Pillow.open(io.BytesIO(data), formats=("JPEG",))) if b"Exif\0\0" in data[:65536] else 1
+        return _read_with_pillow(data, size, views)
     # Halving rounds up: the last column may stand for less than the others.
-    box = (0, 0, width / halved, height / halved)
-    height, width = pixels.shape[:2]
-    return Pillow.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1), orientation, box
+    boxes = [tuple(edge / halved for edge in box) for box in boxes]
+    return pixels, turn, boxes
 
 
-def _read_with_pillow(data: bytes) -> _Read:
-    with Pillow.open(io.BytesIO(data), formats=_FORMATS) as file:
+def _may_have_exif(data: bytes) -> bool:
+    """Walks a JPEG's segments up to its pixels; where it loses its way, Pillow shall look."""
+    at = 2
+    while data[at : at + 2] != b"\xff\xda":  # pixels follow
+        if data[at : at + 1] != b"\xff" or data[at + 4 : at + 10] == b"Exif\0\0":
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
+
+
+def _read_with_pillow(data: bytes, size: tuple[int, int], views: Sequence[View]) -> _Read:
+    with _opened(data) as file:
         check_pixels(*file.size)
         try:
             file.load()
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
+        except _DAMAGES as error:
             raise DecodeError(f"truncated or damaged {file.format}") from error
-        return _as_rgb(file), _orientation(file), None
+        turn = _turn(file)
+        return _as_rgb(file), turn, _boxes(views, turn, file.height, file.width, size)
+
+
+def _opened(data: bytes) -> Pillow.Image:
+    try:
+        return Pillow.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise
+    except _DAMAGES as error:
+        raise DecodeError("truncated or damaged image") from error
+
+
+def _boxes(views: Sequence[View], turn: Turn, height: int, width: int, size: tuple[int, int]) -> list[_PillowBox]:
+    """What each view shows of a stored picture of [height, width]."""
+    boxes = []
+    for view in views:
+        region = view.region(*turn.shape(height, width), size)
+        top, left, tall, wide = turn.stored(region, height, width)
+        # Pillow refuses a box that rounding pushed over the edge.
+        boxes.append((max(left, 0), max(top, 0), min(left + wide, width), min(top + tall, height)))
+    return boxes
 
 
 def _as_rgb(picture: Pillow.Image) -> Pillow.Image:
@@ -109,8 +194,8 @@ def _as_rgb(picture: Pillow.Image) -> Pillow.Image:
     return picture.convert("RGB")
 
 
-def _orientation(picture: Pillow.Image) -> int:
+def _turn(picture: Pillow.Image) -> Turn:
     try:
-        return int(picture.getexif().get(_ORIENTATION_TAG, 1))
+        return EXIF_TURNS.get(int(picture.getexif().get(_ORIENTATION_TAG, 1)), EXIF_TURNS[1])
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error):
-        return 1  # the picture is worth more than its damaged EXIF
+        return EXIF_TURNS[1]  # the picture is worth more than its damaged EXIF

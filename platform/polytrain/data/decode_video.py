@@ -7,25 +7,26 @@ them (under 1 ms for ten seconds), so that a clip holds the same frames whether 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from polytrain.data.media_file import (
     Deadline,
     DecodeError,
     check_pixels,
-    clip_start,
     only_stream,
     open_container,
     rewind,
 )
+from polytrain.data.video_boxes import BoxCutter
+from polytrain.data.views import View
 from polytrain.modalities import Video
 
 SCAN_BYTES = 64 << 20
@@ -45,6 +46,10 @@ class _Timeline:
     counted: bool = False
     """Packets carry no true presentation times: stamps are frame numbers, and decoding starts at the first frame."""
 
+    def key_before(self, stamp: int) -> int | None:
+        """The last key frame up to a stamp, or the first of all; None where they are not known."""
+        return self.keys[max(bisect_right(self.keys, stamp) - 1, 0)] if self.keys else None
+
 
 class _LandedLateError(Exception):
     """A seek went past the first frame wanted."""
@@ -53,21 +58,29 @@ class _LandedLateError(Exception):
 def decode_video(
     geometry: Video,
     source: str | bytes,
-    position: float | None,
+    views: Sequence[View],
     start_s: float,
     end_s: float | None,
     deadline: Deadline,
 ) -> np.ndarray:
-    """[T, H, W, 3] uint8: `geometry.frames` frames, `geometry.stride` apart, upright by the rotation metadata."""
+    """[V, T, H, W, 3] uint8: `geometry.frames` frames, `geometry.stride` apart, upright by the rotation metadata."""
     with open_container(source, deadline) as container:
         stream = only_stream(container, "video")
         check_pixels(stream.codec_context.width, stream.codec_context.height)
         timeline = _timeline(container, stream, deadline)
-        wanted = _wanted(geometry, timeline, position, start_s, end_s)
-        try:
-            return _decode_clip(geometry, container, stream, timeline, wanted, deadline, seek=True)
-        except _LandedLateError:
-            return _decode_clip(geometry, container, stream, timeline, wanted, deadline, seek=False)
+        clips = _clips(geometry, timeline, views, start_s, end_s)
+        shown = np.empty((len(views), *geometry.decoded_shape), np.uint8)
+        cut = BoxCutter(geometry.size, [view.box for view in views])
+
+        def show(wanted: _Wanted, frame: av.VideoFrame) -> None:
+            shown[wanted.view, wanted.slot] = cut(frame, views[wanted.view].box)
+
+        for stretch in _stretches(timeline, clips):
+            try:
+                _decode_stretch(container, stream, timeline, stretch, show, deadline, seek=True)
+            except _LandedLateError:
+                _decode_stretch(container, stream, timeline, stretch, show, deadline, seek=False)
+        return shown
 
 
 def _timeline(container: InputContainer, stream: VideoStream, deadline: Deadline) -> _Timeline:
@@ -113,108 +126,111 @@ def _timeline_of_packets(container: InputContainer, stream: VideoStream, deadlin
     return _Timeline(sorted(stamps), stream.time_base, sorted(keys))
 
 
-def _wanted(
-    geometry: Video, timeline: _Timeline, position: float | None, start_s: float, end_s: float | None
-) -> list[int]:
-    """Stamps of the clip's frames, ascending, the last one repeated where the video is too short."""
+class _Wanted(NamedTuple):
+    """A frame of a clip: the one on screen at a stamp."""
+
+    stamp: int
+    view: int
+    slot: int  # 0-based number within the clip
+
+
+def _clips(
+    geometry: Video, timeline: _Timeline, views: Sequence[View], start_s: float, end_s: float | None
+) -> list[list[_Wanted]]:
+    """Each view's frames, ascending, the last one repeated where the video is too short."""
     stamps, tick = timeline.stamps, timeline.tick
     first = bisect_left(stamps, stamps[0] + round(start_s / tick))
     after = len(stamps) if end_s is None else bisect_left(stamps, stamps[0] + round(end_s / tick))
     if first >= len(stamps):
         raise DecodeError(f"its clip starts at {start_s:g} s, the video ends before")
     after = max(after, first + 1)  # a clip between two frames shows one
-    start = first + clip_start(position, max(after - first - geometry.span, 0) + 1)
-    return [stamps[min(start + i * geometry.stride, after - 1)] for i in range(geometry.frames)]
+    clips = []
+    for number, view in enumerate(views):
+        start = first + view.start(max(after - first - geometry.span, 0) + 1)
+        numbers = [min(start + slot * geometry.stride, after - 1) for slot in range(geometry.frames)]
+        clips.append([_Wanted(stamps[frame], number, slot) for slot, frame in enumerate(numbers)])
+    return clips
 
 
-def _decode_clip(
-    geometry: Video,
+def _stretches(timeline: _Timeline, clips: list[list[_Wanted]]) -> Iterator[list[_Wanted]]:
+    """What is decoded in one go, ascending: a seek is worth it only where a key frame lies between two clips."""
+    stretch: list[_Wanted] = []
+    for clip in sorted(clips):
+        if stretch and clip[0].stamp > stretch[-1].stamp and not timeline.counted:
+            key = timeline.key_before(clip[0].stamp)
+            if key is None or key > stretch[-1].stamp:
+                yield stretch
+                stretch = []
+        stretch = sorted(stretch + clip)
+    yield stretch
+
+
+def _decode_stretch(
     container: InputContainer,
     stream: VideoStream,
     timeline: _Timeline,
-    wanted: list[int],
+    wanted: list[_Wanted],
+    show: Callable[[_Wanted, av.VideoFrame], None],
     deadline: Deadline,
     *,
     seek: bool,
-) -> np.ndarray:
-    """The frames on screen at the wanted stamps."""
-    clip = np.empty(geometry.decoded_shape, np.uint8)
-    to_rgb = _ToRGB(geometry.size)
-    slot, shown = 0, None
+) -> None:
+    """Shows the frames on screen at the wanted stamps."""
+    done, shown = 0, None
     for stamp, frame in _frames(container, stream, timeline, wanted, deadline, seek=seek):
-        while slot < len(wanted) and wanted[slot] < stamp - timeline.slack:
+        while done < len(wanted) and wanted[done].stamp < stamp - timeline.slack:
             if shown is None and seek:
                 raise _LandedLateError
-            clip[slot] = to_rgb(shown or frame)
-            slot += 1
-        while slot < len(wanted) and wanted[slot] <= stamp + timeline.slack:
-            clip[slot] = to_rgb(frame)
-            slot += 1
-        if slot == len(wanted):
-            return clip
+            show(wanted[done], shown or frame)
+            done += 1
+        while done < len(wanted) and wanted[done].stamp <= stamp + timeline.slack:
+            show(wanted[done], frame)
+            done += 1
+        if done == len(wanted):
+            return
         shown = frame
     if shown is None:
         if seek:
             raise _LandedLateError
         raise DecodeError("no video frame could be decoded")
-    clip[slot:] = to_rgb(shown)
-    return clip
+    for rest in wanted[done:]:
+        show(rest, shown)
 
 
 def _frames(
     container: InputContainer,
     stream: VideoStream,
     timeline: _Timeline,
-    wanted: list[int],
+    wanted: list[_Wanted],
     deadline: Deadline,
     *,
     seek: bool,
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(stamp, frame) in presentation order, from the last key frame before the clip or from the first frame."""
+    """(stamp, frame) in presentation order, from the last key frame before the first wanted or from the beginning."""
     key = None
     if seek and not timeline.counted:
-        key = timeline.keys[max(bisect_right(timeline.keys, wanted[0]) - 1, 0)] if timeline.keys else wanted[0]
+        key = timeline.key_before(wanted[0].stamp) if timeline.keys else wanted[0].stamp
     if key is None or key <= timeline.stamps[0]:
         rewind(container, stream)
     else:
         container.seek(key, stream=stream)
-    needed = set(wanted)
-    number = 0
+    needed = {frame.stamp for frame in wanted}
+    number, broken = 0, None
     for packet in container.demux(stream):
         deadline.check()
         if timeline.keys:
             # A frame that no other refers to need not be decoded unless it is wanted; nothing else changes by it.
             stream.codec_context.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
-        for frame in packet.decode():
+        if broken and packet.size:
+            raise broken
+        try:
+            frames = packet.decode()
+        except av.InvalidDataError as error:
+            broken = error  # harmless if nothing follows: the file ends within its last packet
+            continue
+        for frame in frames:
             if timeline.counted:
                 yield number, frame
             elif frame.pts is not None:
                 yield frame.pts, frame
             number += 1
-
-
-class _ToRGB:
-    """Scales frames to [H, W, 3] uint8 with one scaler for the whole clip."""
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.size = size
-        self.reformatter = VideoReformatter()
-        self.frame: av.VideoFrame | None = None
-        self.array: np.ndarray | None = None
-
-    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        if frame is not self.frame:
-            self.frame, self.array = frame, self._convert(frame)
-        return self.array
-
-    def _convert(self, frame: av.VideoFrame) -> np.ndarray:
-        if frame.is_corrupt:
-            raise DecodeError("damaged video frame")
-        check_pixels(frame.width, frame.height)
-        quarter_turns = round(frame.rotation / 90)  # counterclockwise
-        height, width = self.size if quarter_turns % 2 == 0 else self.size[::-1]
-        # Averaging over the source area is as antialiased as a bilinear filter and cheaper.
-        rgb = self.reformatter.reformat(
-            frame, width, height, format="rgb24", interpolation=Interpolation.AREA, threads=1
-        )
-        return np.rot90(rgb.to_ndarray(), quarter_turns)

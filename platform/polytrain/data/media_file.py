@@ -131,10 +131,3 @@ def rewind(container: InputContainer, stream: Stream) -> None:
         container.seek(start - int(1 / stream.time_base), stream=stream)
     except av.PermissionError:  # AVI and MP3 refuse times before the beginning
         container.seek(start, stream=stream)
-
-
-def clip_start(position: float | None, possible_starts: int) -> int:
-    """Which of the possible starts a clip takes: `position` in [0, 1) spreads evenly over them, None is the centre."""
-    if position is None:
-        return (possible_starts - 1) // 2
-    return int(position * possible_starts)
