@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from polytrain.modalities import Geometry
+from polytrain.modalities import MODALITIES, Geometry
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,20 @@ class Architecture:
     gelu: str = "tanh"  # tanh (Flax) | none (exact): weights of other people bring their own
     modalities: Mapping[str, Geometry] = field(default_factory=dict)
     tasks: Mapping[str, Head] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """As dicts, lists and numbers: a checkpoint's state.json holds it."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Architecture:
+        """What `plain` gave, also after a way through JSON. Raises TypeError, KeyError or ValueError."""
+        geometries = {
+            name: MODALITIES[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()})
+            for name, keys in plain["modalities"].items()
+        }
+        heads = {name: Head(**keys) for name, keys in plain["tasks"].items()}
+        return cls(**{**plain, "modalities": geometries, "tasks": heads})
 
 
 def forward_flops(architecture: Architecture, task: str) -> int:
