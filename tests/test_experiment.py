@@ -5,7 +5,8 @@ import pyarrow as pa
 import pytest
 
 from polytrain.data import manifest
-from polytrain.experiment import located, open_experiment
+from polytrain.data.augmentation import AUGMENTATIONS, augmentation
+from polytrain.experiment import all_splits, open_experiment
 from polytrain.recipe import RecipeError, check
 
 
@@ -51,6 +52,19 @@ def test_softmax_over_several_labels_is_refused(tiny):
     assert "tasks.tones.loss: softmax needs one label an example" in fault(tiny)
 
 
+def test_label_smoothing_over_several_labels_is_refused(tiny):
+    tiny["tasks"]["tones"].pop("loss", None)
+    tiny["tasks"]["tones"]["label_smoothing"] = 0.3
+    assert "tasks.tones.label_smoothing: 0.3 would spread a label over classes that sigmoid judges" in fault(tiny)
+
+
+def test_tasks_know_their_augmentation(tiny):
+    tiny["tasks"]["moves"] |= {"augment": "randaugment", "augment_magnitude": 20, "label_smoothing": 0.3}
+    colours, moves, _ = open_tiny(tiny)[0].tasks
+    assert (moves.augmentation, moves.label_smoothing) == (augmentation("randaugment", 20), 0.3)
+    assert (colours.augmentation, colours.label_smoothing) == (AUGMENTATIONS["none"], 0.0)
+
+
 def test_faults_of_several_tasks_are_told_together(tiny):
     tiny["tasks"]["colours"]["batch_size"] = 25
     tiny["tasks"]["tones"]["loss"] = "softmax"
@@ -71,7 +85,7 @@ def test_paths_are_located_as_the_manifest_says(tmp_path):
     table = pa.table({"path": paths, "label": pa.array([0] * 3, pa.int32()), "split": ["train"] * 3})
     manifest.write(path, task="t", modality="image", classes=["a", "b"], table=table)
     read = manifest.read(path)
-    assert located(read, "train")["path"].to_pylist() == [read.location(p) for p in paths]
+    assert [all_splits(read)["train"].location(i) for i in range(3)] == [read.location(p) for p in paths]
 
 
 def test_another_manifest_is_another_plan(tiny, media, tmp_path):

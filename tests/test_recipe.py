@@ -51,6 +51,13 @@ def test_only_tasks_and_geometry_are_required():
         ({"tasks__shapes__modality": "video"}, "modalities.video is not given"),
         ({"tasks__shapes__warmup_steps": 9}, "warmup_steps 9 is more than steps 3"),
         ({"schedule": "random"}, "schedule: input should be 'task_by_task', 'alternating'"),
+        ({"tasks__shapes__augment": "audio"}, "audio is not for image tasks; none, inception, randaugment would be"),
+        ({"tasks__shapes__augment": "imagenet"}, "tasks.shapes.augment: input should be 'none', 'inception'"),
+        ({"tasks__shapes__augment_magnitude": 9}, "only randaugment has one, augment: none has not"),
+        (
+            {"tasks__shapes__label_smoothing": 0.1, "tasks__shapes__loss": "sigmoid"},
+            "label_smoothing: 0.1 would spread a label over classes that sigmoid judges one by one; 0 is right",
+        ),
         ({"data__memory_budget": "3 bananas"}, "'3 bananas' is no amount of memory; 512MB or 2GiB would be"),
         ({"tasks": {}}, "tasks: dictionary should have at least 1 item"),
         ({"name": "a/b"}, "name: string should match pattern"),

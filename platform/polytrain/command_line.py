@@ -41,6 +41,40 @@ def cotrain_command(usage: str, arguments: Sequence[str] | None = None) -> int:
     return told(run)
 
 
+def sweep_command(usage: str, arguments: Sequence[str] | None = None) -> int:
+    """`python jobs/sweep.py [RECIPE] [tasks=[a,b]] [grid.KEY=[...]] [--dry-run]`. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python jobs/sweep.py",
+        description=usage,
+        epilog="Points: grid.lr=[0.03,0.1,0.3], grid.KEY=[...] for a key of tasks, grid.optimizer.weight_decay=[...] "
+        "for\nanother; or search.sampler=tpe search.trials=20 search.lr=[0.001,1]. tasks=[a,b] sweeps some tasks "
+        "only.\nA trial that finished before, in any sweep, is not run again.\n\nKeys of a recipe\n\n"
+        + describe().replace("%", "%%"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    words = "a recipe (jobs/recipes/sample.yaml unless given) and values that replace its own"
+    parser.add_argument("words", nargs="*", metavar="[RECIPE] [key.path=value ...]", help=words)
+    parser.add_argument("--dry-run", action="store_true", help="print the points and start nothing")
+    options = parser.parse_intermixed_args(arguments)
+
+    def run() -> int:
+        path, overrides = split_words(options.words)
+        recipe = load(path or RECIPES / "sample.yaml", [_selecting_tasks(word) for word in overrides])
+        from polytrain.sweep import driver
+
+        return driver.dry_run(recipe) if options.dry_run else driver.sweep(recipe)
+
+    return told(run)
+
+
+def _selecting_tasks(word: str) -> str:
+    """`tasks=[a,b]` selects tasks; as an override it would replace them."""
+    key, _, value = word.partition("=")
+    if key != "tasks":
+        return word
+    return f"sweep.tasks={value if value.startswith('[') else f'[{value}]'}"
+
+
 def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """The recipe, which is the first word without "=", and the overrides. Raises RecipeError for two recipes."""
     plain = [word for word in words if "=" not in word]

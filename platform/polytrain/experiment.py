@@ -6,19 +6,25 @@ an architecture is counted: `--dry-run` and the tests of every recipe need nothi
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from polytrain.data import manifest as manifests
-from polytrain.data.manifest import SPLITS, Manifest, ManifestError
+from polytrain.data import storage
+from polytrain.data.augmentation import Augmentation, augmentation
+from polytrain.data.examples import Examples, examples_of
+from polytrain.data.manifest import Manifest, ManifestError
+from polytrain.data.packed import packed_splits
 from polytrain.model.architecture import Architecture, Head
-from polytrain.plan import Plan, PlannedTask
-from polytrain.recipe import Recipe, RecipeError
+from polytrain.plan import Groups, Plan, PlannedTask
+from polytrain.recipe import NO_SMOOTHING, Recipe, RecipeError
 from polytrain.schedule import Budget, Schedule, make_schedule
+
+if TYPE_CHECKING:
+    from polytrain.model.pretrained import Report
 
 HEAD_INIT = {"image": "lecun_normal", "video": "zeros", "audio": "zeros"}
 """PolyViT, Table 6."""
@@ -35,6 +41,8 @@ class Task:
     loss: str
     drop_path: float
     mixup_alpha: float
+    label_smoothing: float
+    augmentation: Augmentation
     manifest: str
     digest: str
 
@@ -52,6 +60,8 @@ class Experiment:
     tasks: tuple[Task, ...]
     plan: Plan
     architecture: Architecture
+    initial: Report | None = None
+    """What `model.init` fills."""
 
     @property
     def schedule(self) -> Schedule:
@@ -62,13 +72,23 @@ class Experiment:
         return {task.name: task.digest for task in self.tasks}
 
 
-def open_experiment(recipe: Recipe) -> tuple[Experiment, list[Manifest]]:
-    """Read a recipe's manifests and put the experiment together. Raises RecipeError with a line a fault."""
+def open_experiment(
+    recipe: Recipe,
+    *,
+    test: bool = True,
+    read_manifest: Callable[[str], Manifest] = manifests.read,
+    begun: Mapping[str, Any] | None = None,
+) -> tuple[Experiment, list[Manifest]]:
+    """Read a recipe's manifests and put the experiment together, with a final test or without (`test`).
+
+    `begun` is the architecture that the run's checkpoints tell of, if it has any: then `model.init` is not looked at.
+    Raises RecipeError with a line a fault.
+    """
     faults: list[str] = []
     read: list[Manifest] = []
     for name, settings in recipe.tasks.items():
         try:
-            manifest = manifests.read(settings.manifest)
+            manifest = read_manifest(settings.manifest)
         except ManifestError as error:
             faults.append(f"tasks.{name}.manifest: {error}")
             continue
@@ -82,9 +102,19 @@ def open_experiment(recipe: Recipe) -> tuple[Experiment, list[Manifest]]:
         schedule = make_schedule(recipe.schedule, budgets, recipe.seed)
     except ValueError as error:
         raise RecipeError(f"schedule: {error}") from None
+    sizes_of_each = [manifest.sizes | ({} if test else {"test": 0}) for manifest in read]
     planned = [
-        PlannedTask(t.name, t.modality, recipe.tasks[t.name].batch_size, manifest.sizes, t.digest, t.mixup_alpha)
-        for t, manifest in zip(tasks, read, strict=True)
+        PlannedTask(
+            t.name,
+            t.modality,
+            recipe.tasks[t.name].batch_size,
+            sizes,
+            t.digest,
+            t.mixup_alpha,
+            _groups(recipe, manifest),
+            math.prod(recipe.eval.views_of(t.modality)),
+        )
+        for t, sizes, manifest in zip(tasks, sizes_of_each, read, strict=True)
     ]
     plan = Plan(schedule, planned, seed=recipe.seed, eval_every=recipe.train.eval_every)
     model = recipe.model
@@ -94,13 +124,26 @@ def open_experiment(recipe: Recipe) -> tuple[Experiment, list[Manifest]]:
         heads=model.heads,
         mlp_width=model.mlp_width,
         adaptor_layers=model.adaptor_layers,
+        **{key: value for key in ("norm_eps", "gelu") if (value := getattr(model, key)) is not None},
         modalities=recipe.geometries(),
         tasks={
             t.name: Head(t.modality, len(t.classes), recipe.tasks[t.name].head_init or HEAD_INIT[t.modality])
             for t in tasks
         },
     )
-    return Experiment(recipe, tasks, plan, architecture), read
+    initial = None
+    if model.init and begun:
+        architecture = replace(architecture, norm_eps=begun["norm_eps"], gelu=begun["gelu"])
+    elif model.init:
+        from polytrain.training.initial import judge  # torch, for those alone who start from weights
+
+        architecture, initial = judge(model, architecture, {t.name: t.classes for t in tasks})
+    return Experiment(recipe, tasks, plan, architecture, initial), read
+
+
+def _groups(recipe: Recipe, manifest: Manifest) -> Groups | None:
+    packed = packed_splits(manifest)
+    return packed and Groups(packed["train"].sizes, recipe.data.shuffle_window)
 
 
 def _task(recipe: Recipe, name: str, manifest: Manifest) -> Task:
@@ -113,6 +156,8 @@ def _task(recipe: Recipe, name: str, manifest: Manifest) -> Task:
         loss=settings.loss or ("sigmoid" if manifest.multi_label else "softmax"),
         drop_path=recipe.model.drop_path if settings.drop_path is None else settings.drop_path,
         mixup_alpha=settings.mixup_alpha,
+        label_smoothing=settings.label_smoothing,
+        augmentation=augmentation(settings.augment, settings.augment_magnitude),
         manifest=settings.manifest,
         digest=manifest.digest,
     )
@@ -128,6 +173,8 @@ def _disagreements(settings: Any, manifest: Manifest) -> list[str]:
         faults.append(f"batch_size: {settings.batch_size} is more than the {size} training examples of {manifest.uri}")
     if settings.loss == "softmax" and manifest.multi_label:
         faults.append(f"loss: softmax needs one label an example, {manifest.uri} has several; sigmoid would be right")
+    if settings.label_smoothing and settings.loss is None and manifest.multi_label:
+        faults.append(f"label_smoothing: {NO_SMOOTHING.format(settings.label_smoothing)}")
     missing = missing_media(manifest)
     if missing:
         faults.append(
@@ -140,22 +187,13 @@ def _disagreements(settings: Any, manifest: Manifest) -> list[str]:
 def missing_media(manifest: Manifest, looks: int = 20) -> str | None:
     """The first of up to `looks` evenly spaced local training files if NONE of them is there: single missing files
     are bad media and get replaced, but a whole collection elsewhere is a mistake to be told before the start."""
-    paths = located(manifest, "train")["path"]
-    step = max(1, len(paths) // looks)
-    probes = [path for path in (paths[index].as_py() for index in range(0, len(paths), step)) if path]
-    local = [path for path in probes if "://" not in path]
+    examples = all_splits(manifest)["train"]
+    step = max(1, len(examples) // looks)
+    probes = [examples.file(example) for example in range(0, len(examples), step)]
+    local = [path for path in map(storage.local_path, filter(None, probes)) if path]
     return local[0] if local and not any(os.path.exists(path) for path in local) else None
 
 
-def located(manifest: Manifest, split: str) -> pa.Table:
-    """One split's rows with paths made absolute, at once for millions of rows."""
-    table = manifest.split(split).drop_columns(["split"]).combine_chunks()
-    paths = table["path"]
-    folder = manifest.location("x")[:-1]
-    relative = pc.invert(pc.match_substring_regex(paths, r"^/|://"))
-    joined = pc.binary_join_element_wise(pa.scalar(folder), paths, "")
-    return table.set_column(table.column_names.index("path"), "path", pc.if_else(relative, joined, paths))
-
-
-def all_splits(manifest: Manifest) -> dict[str, pa.Table]:
-    return {split: located(manifest, split) for split in SPLITS}
+def all_splits(manifest: Manifest) -> dict[str, Examples]:
+    """The examples of each split. Raises ManifestError where a packed manifest does not fit its shards."""
+    return examples_of(manifest)

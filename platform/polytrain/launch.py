@@ -12,40 +12,33 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polytrain import figures
+from polytrain.cluster import connect
 from polytrain.data import sample_suite
 from polytrain.data.manifest import Manifest
 from polytrain.experiment import Experiment, all_splits, open_experiment
 from polytrain.recipe import Recipe, RecipeError
 from polytrain.report import LiveLine, duration, plan_text, results_text
 from polytrain.run_folder import RunFolder
-from polytrain.tracking import Tracker, local_uri
+from polytrain.tracking import Tracker, chosen_uri, local_uri
+
+if TYPE_CHECKING:
+    from polytrain.data.reading import StreamSource
 
 FINISHED, FAILED, STOPPED = 0, 1, 130
 """Exit codes."""
-
-# Read by Ray as it starts. A quicker look at the worker group saves three seconds at the end of a run; preemption is
-# answered by restarting from the newest checkpoint anyway.
-RAY_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    # Ray gives its workers the lowest priority but four: on a laptop, whatever else runs would starve training.
-    "RAY_worker_niceness": "0",
-}
 
 
 def dry_run(recipe: Recipe) -> int:
     """Print the plan and start nothing."""
     make_sample_suite(recipe)
+    recipe = with_hparams(recipe)
     experiment, _ = open_experiment(recipe)
     print(plan_text(experiment))
+    if experiment.initial:
+        print(f"\n{experiment.initial.short()}")
     return FINISHED
 
 
@@ -55,8 +48,12 @@ def cotrain(recipe: Recipe, *, fresh: bool = False) -> int:
     Raises RecipeError when something is wrong with recipe or manifests, BusyError when another process runs it.
     """
     make_sample_suite(recipe)
-    experiment, manifests = open_experiment(recipe)
+    recipe = with_hparams(recipe)
     run = RunFolder(Path(recipe.output) / recipe.run_name)
+    # A run that goes on needs `model.init` no more, which may be gone by now.
+    states = [] if fresh else run.checkpoint_states()
+    begun = next((state["architecture"] for state in states if "architecture" in state), None)
+    experiment, manifests = open_experiment(recipe, begun=begun)
     lock = run.lock()
     try:
         if fresh:
@@ -71,6 +68,26 @@ def cotrain(recipe: Recipe, *, fresh: bool = False) -> int:
         return _train(experiment, manifests, run)
     finally:
         os.close(lock)
+
+
+def with_hparams(recipe: Recipe) -> Recipe:
+    """The recipe with the winners of a sweep, where it asks for them."""
+    if not isinstance(recipe.hparams, str):
+        return recipe
+    from polytrain.sweep import reuse
+
+    return reuse.with_hparams(recipe)
+
+
+def link_tags(recipe: Recipe) -> dict[str, str]:
+    """Tags that lead from a co-training run back to the trials and sweeps that its values came from."""
+    if recipe.hparams is None or isinstance(recipe.hparams, str):
+        return {}
+    taken = recipe.hparams.tasks
+    sweeps = dict.fromkeys(task.sweep_run_id for task in taken.values())
+    return {"polytrain.hparams_from": " ".join(sweeps)} | {
+        f"polytrain.hparams.{name}": task.run_id for name, task in taken.items()
+    }
 
 
 def make_sample_suite(recipe: Recipe) -> None:
@@ -118,9 +135,13 @@ def _train(experiment: Experiment, manifests: list[Manifest], run: RunFolder) ->
     live = LiveLine()
     live.say(f"{recipe.run_name}: {len(experiment.tasks)} tasks, {experiment.schedule.steps:,} steps")
     (run.path / "recipe.yaml").write_text(recipe.yaml())
+    if experiment.initial:
+        (run.path / "init.txt").write_text(experiment.initial.full())
+        if not run.checkpoint_states():
+            live.say(experiment.initial.short())
     with ThreadPoolExecutor(1) as beside:
         record = beside.submit(_open_record, experiment, manifests, run)
-        connect(recipe)
+        connect(cpus_for(recipe))
         try:
             tracker = record.result()
         except RuntimeError as error:
@@ -155,7 +176,7 @@ def _open_record(experiment: Experiment, manifests: list[Manifest], run: RunFold
     local = local_uri(Path(recipe.output))
     tracker = Tracker.open(
         run.path,
-        uri=recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or local,
+        uri=chosen_uri(recipe.tracking.uri, recipe.output),
         fallback_uri=local,
         experiment=recipe.tracking.experiment or recipe.name,
         run_name=recipe.run_name,
@@ -164,14 +185,18 @@ def _open_record(experiment: Experiment, manifests: list[Manifest], run: RunFold
             "polytrain.kind": "single_task" if len(experiment.tasks) == 1 else "cotrain",
             "polytrain.schedule": recipe.schedule,
             "polytrain.plan_digest": experiment.plan.digest,
-            "polytrain.git_commit": _git_commit(),
-        },
-        params=_flat(recipe.plain()),
+            "polytrain.git_commit": git_commit(),
+        }
+        | link_tags(recipe)
+        | ({"polytrain.init": experiment.initial.kind} if experiment.initial else {}),
+        params=flat(recipe.plain()),
     )
     for task, manifest in zip(experiment.tasks, manifests, strict=True):
         profile = {"classes": len(task.classes), "modality": task.modality, **manifest.sizes}
         tracker.dataset(name=task.name, uri=task.manifest, digest=task.digest, context="training", profile=profile)
     tracker.artifact(run.path / "recipe.yaml")
+    if experiment.initial:
+        tracker.artifact(run.path / "init.txt")
     schedule = experiment.schedule
     picture = run.path / "figures" / "schedule.png"
     order = schedule.draws.reshape(-1, schedule.draws_per_step)
@@ -182,29 +207,27 @@ def _open_record(experiment: Experiment, manifests: list[Manifest], run: RunFold
     return tracker
 
 
-def connect(recipe: Recipe) -> None:
-    """Join the cluster that RAY_ADDRESS names (Ray sets it in a submitted job), else start Ray on this machine."""
-    for key, value in RAY_SETTINGS.items():
-        os.environ.setdefault(key, value)
-    import logging
+def cpus_for(recipe: Recipe) -> int:
+    """CPUs of a Ray that is started here: a worker and a decoder at least, also on one core."""
+    return max(os.cpu_count() or 1, recipe.train.workers + 1)
 
-    import ray
 
-    if ray.is_initialized():
-        return
-    # Workers' own printing is Ray's chatter to a user: what matters comes through the run folder.
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-        return
-    cores = os.cpu_count() or 1
-    ray.init(
-        address="local",
-        # A worker and a decoder at least, also on one core.
-        num_cpus=max(cores, recipe.train.workers + 1),
-        include_dashboard=False,
-        **quiet,
+def stream_source(experiment: Experiment, manifests: list[Manifest]) -> StreamSource:
+    """What the streams of a run are made from."""
+    from polytrain.data.reading import StreamSource, TaskMedia
+    from polytrain.data.views import views_at_test
+
+    recipe = experiment.recipe
+    media = tuple(
+        TaskMedia(
+            geometry := experiment.architecture.modalities[task.modality],
+            all_splits(manifest),
+            task.augmentation,
+            test_views=views_at_test(geometry, recipe.eval.views_of(task.modality)),
+        )
+        for task, manifest in zip(experiment.tasks, manifests, strict=True)
     )
+    return StreamSource(experiment.plan, media, recipe.data.decode_time_limit_s)
 
 
 def _fit(experiment: Experiment, manifests: list[Manifest], run: RunFolder, live: LiveLine) -> str | None:
@@ -212,7 +235,6 @@ def _fit(experiment: Experiment, manifests: list[Manifest], run: RunFolder, live
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    from polytrain.data.reading import StreamSource, TaskMedia
     from polytrain.data.stream import Streams, stream_names
 
     recipe, train = experiment.recipe, experiment.recipe.train
@@ -220,11 +242,7 @@ def _fit(experiment: Experiment, manifests: list[Manifest], run: RunFolder, live
     gpu = resources.get("GPU", 0) >= train.workers if train.use_gpu == "auto" else train.use_gpu
     if gpu and resources.get("GPU", 0) < train.workers:
         return f"train.use_gpu: {train.workers} workers want a GPU each, Ray has {resources.get('GPU', 0):g}"
-    media = tuple(
-        TaskMedia(experiment.architecture.modalities[task.modality], all_splits(manifest))
-        for task, manifest in zip(experiment.tasks, manifests, strict=True)
-    )
-    source = ray.put(StreamSource(experiment.plan, media, recipe.data.decode_time_limit_s))
+    source = ray.put(stream_source(experiment, manifests))
     modalities = list(experiment.architecture.modalities)
     cpus = recipe.data.decode_cpus or max(0.5, resources.get("CPU", 1) - train.workers)
     trainer = _trainer_class(train.workers)(
@@ -282,11 +300,11 @@ def _train_on_worker(experiment: Experiment, source: list[Any], run_folder: str)
     """What Ray Train runs on every worker. Decoders start while torch is imported, there and nowhere else."""
     import ray
 
-    from polytrain.training.start import start
+    from polytrain.training.start import Place, start
 
     run = RunFolder(run_folder)
     media = ray.get(source[0])  # in a list, or Ray would have put the value in its place
-    begun = start(media, list(experiment.architecture.modalities), run)
+    begun = start(media, list(experiment.architecture.modalities), run, Place.in_worker_group())
     from polytrain.training import loop
 
     loop.cotrain(experiment, media, run, begun)
@@ -350,14 +368,14 @@ def _print_results(experiment: Experiment, run: RunFolder, result: dict[str, Any
         print(f"To compare runs: {'make ui' if here else f'mlflow ui --backend-store-uri {local}'}")
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     """A recipe as MLflow params: key.path -> value."""
     if isinstance(tree, dict):
-        return {key: value for name, part in tree.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
+        return {key: value for name, part in tree.items() for key, value in flat(part, f"{prefix}{name}.").items()}
     return {prefix[:-1]: tree}
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
     """The commit of the code that runs, or "unknown" outside a checkout."""
     import subprocess
 

@@ -5,16 +5,19 @@ resumes at any step exactly and why workers agree without talking. Memory is a f
 
 Words: a task's *walk* is the endless sequence of its training examples, pass after pass; a *position* is a place in
 the walk. Minibatch n of a task takes the positions n*B..n*B+B-1, so minibatches may straddle passes and nothing is
-dropped. Within a pass the walk is a seeded permutation computed example by example (a Feistel network).
+dropped. Within a pass the walk is a seeded permutation computed example by example (a Feistel network). A packed
+collection is walked window by window instead (`WindowedPass`): then memory is a few bytes a row group.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -71,6 +74,74 @@ def permuted(index: np.ndarray, size: int, key: int) -> np.ndarray:
     return x.astype(np.int64)
 
 
+# --- a packed collection's walk ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """How a packed training split lies: examples of each row group in the split's order, and how many make a window."""
+
+    sizes: np.ndarray  # [groups] int64, each 1 or more
+    window: int
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """The first example of each group, and the end: [groups + 1] int64."""
+        return np.concatenate([[0], np.cumsum(self.sizes)])
+
+    def of(self, ids: np.ndarray) -> np.ndarray:
+        """The groups that hold these examples, int64 of the same shape."""
+        return np.searchsorted(self.starts, ids, side="right") - 1
+
+    def identity(self) -> dict[str, int | str]:
+        return {"window": self.window, "sizes": hashlib.sha256(self.sizes.astype("<i8").tobytes()).hexdigest()}
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A stretch of a walk that needs these row groups and no others."""
+
+    groups: np.ndarray  # int64
+    start: int  # position in the walk
+    size: int  # examples
+
+
+class WindowedPass:
+    """One pass over a packed split: its row groups in a seeded order, cut into windows, shuffled inside each window.
+
+    Group sizes may differ; where a window begins is found by binary search in their running sum, 16 bytes a group.
+    """
+
+    def __init__(self, groups: Groups, key: int) -> None:
+        self._groups, self._key = groups, key
+        count = len(groups.sizes)
+        self._order = np.argsort(mix(np.arange(count, dtype=np.uint64) ^ mix(key)))  # mix repeats no number: no ties
+        self._starts = np.concatenate([[0], np.cumsum(groups.sizes[self._order])])
+        # As even as can be: a last window of one group would be no shuffle at all.
+        windows = -(-count // groups.window)
+        self._bounds = np.arange(windows + 1) * count // windows
+        self._window_starts = self._starts[self._bounds]
+
+    def ids(self, places: np.ndarray) -> np.ndarray:
+        """The examples at these places of the pass, int64 of the same shape."""
+        ids = np.empty_like(places)
+        windows = np.searchsorted(self._window_starts, places, side="right") - 1
+        for window in np.unique(windows):
+            here = windows == window
+            begin, end = (int(start) for start in self._window_starts[window : window + 2])
+            key = int(mix(np.uint64(self._key) ^ mix(int(window) + 1)))
+            shuffled = begin + permuted(places[here] - begin, end - begin, key)
+            turn = np.searchsorted(self._starts, shuffled, side="right") - 1
+            ids[here] = self._groups.starts[self._order[turn]] + shuffled - self._starts[turn]
+        return ids
+
+    def window(self, place: int) -> Window:
+        """The window that a place of the pass lies in; its `start` is a place of the pass."""
+        number = int(np.searchsorted(self._window_starts, place, side="right")) - 1
+        begin, end = (int(start) for start in self._window_starts[number : number + 2])
+        return Window(self._order[self._bounds[number] : self._bounds[number + 1]], begin, end - begin)
+
+
 # --- what a plan is made of ---------------------------------------------------------------------------------------
 
 
@@ -84,6 +155,20 @@ class PlannedTask:
     sizes: Mapping[str, int]  # examples of train, val, test
     digest: str
     mixup_alpha: float = 0.0
+    groups: Groups | None = None  # of a packed training split
+    test_views: int = 1  # of an example in the final test; no part of the identity: training is the same
+
+    def identity(self) -> dict[str, Any]:
+        """What two plans must agree on in this task, as JSON."""
+        told = {
+            "name": self.name,
+            "modality": self.modality,
+            "batch_size": self.batch_size,
+            "sizes": dict(self.sizes),
+            "digest": self.digest,
+            "mixup_alpha": self.mixup_alpha,
+        }
+        return told | ({"groups": self.groups.identity()} if self.groups else {})
 
 
 @dataclass(frozen=True)
@@ -121,6 +206,10 @@ class Plan:
         for task in range(len(self.tasks)):
             drawn = schedule.draws == task
             self._turns[drawn] = np.arange(np.count_nonzero(drawn), dtype=np.int32)
+        self._passes: OrderedDict[tuple[int, int], WindowedPass] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_passes": OrderedDict()}
 
     # --- training ---
 
@@ -145,8 +234,34 @@ class Plan:
         ids = np.empty_like(positions)
         for number in np.unique(passes):
             here = passes == number
-            ids[here] = permuted(within[here], size, int(mix(np.uint64(self._keys[task]) ^ mix(int(number)))))
+            if self.tasks[task].groups is None:
+                ids[here] = permuted(within[here], size, self._pass_key(task, int(number)))
+            else:
+                ids[here] = self._windowed_pass(task, int(number)).ids(within[here])
         return ids
+
+    def window(self, task: int, position: int) -> Window:
+        """The window of a packed task's walk that a position lies in; `start` is a position too."""
+        number, place = divmod(position, self.tasks[task].sizes["train"])
+        found = self._windowed_pass(task, number).window(place)
+        return Window(found.groups, found.start + position - place, found.size)
+
+    def walk_key(self, task: int) -> int:
+        """What tells this task's walk, a 64-bit integer: tasks with the same key and examples walk alike."""
+        return self._keys[task]
+
+    def _pass_key(self, task: int, number: int) -> int:
+        return int(mix(np.uint64(self._keys[task]) ^ mix(number)))
+
+    def _windowed_pass(self, task: int, number: int) -> WindowedPass:
+        """A pass of a packed task; the last two of each task are kept, for minibatches may straddle them."""
+        found = self._passes.pop((task, number), None)
+        if found is None:
+            found = WindowedPass(self.tasks[task].groups, self._pass_key(task, number))
+        self._passes[task, number] = found
+        while len(self._passes) > 2 * len(self.tasks):
+            self._passes.popitem(last=False)
+        return found
 
     def replacements(self, task: int, position: int, tries: int) -> np.ndarray:
         """Whom to take instead of an example that can't be decoded: the next ones in pass order, [tries] int64."""
@@ -176,11 +291,16 @@ class Plan:
 
     def eval_parts(self, task: int, phase: str) -> int:
         """Minibatches of a split; the last one may be short."""
-        return -(-self.tasks[task].sizes[phase] // self.tasks[task].batch_size)
+        return -(-self.tasks[task].sizes[phase] // self._eval_batch(task, phase))
+
+    def _eval_batch(self, task: int, phase: str) -> int:
+        """Examples of an evaluation's minibatch: with all their views about as many inputs as in training."""
+        planned = self.tasks[task]
+        return max(1, planned.batch_size // planned.test_views) if phase == "test" else planned.batch_size
 
     def evaluation(self, phase: str, step: int, task: int, part: int) -> Minibatch:
         """A minibatch of the val or test split, in file order: every example in exactly one."""
-        size = self.tasks[task].batch_size
+        size = self._eval_batch(task, phase)
         ids = np.arange(part * size, min((part + 1) * size, self.tasks[task].sizes[phase]), dtype=np.int64)
         return Minibatch(Tag(phase, step, task, part), ids, ids, None)
 
@@ -195,8 +315,10 @@ class Plan:
         paired = minibatch.seeds is not None and self.tasks[minibatch.tag.task].mixup_alpha > 0
         return dealt(len(minibatch), rank, workers, paired=paired)
 
-    def largest_share(self, task: int, workers: int) -> int:
-        """Examples of the largest share that any worker gets of any minibatch of this task."""
+    def largest_share(self, task: int, workers: int, phase: str = "train") -> int:
+        """Examples of the largest share that any worker gets of any of a phase's minibatches of this task."""
+        if phase != "train":
+            return -(-self._eval_batch(task, phase) // workers)
         planned = self.tasks[task]
         return max(
             len(dealt(planned.batch_size, rank, workers, paired=planned.mixup_alpha > 0)) for rank in range(workers)
@@ -211,7 +333,7 @@ class Plan:
             "kind": self.schedule.kind,
             "seed": self.seed,
             "draws": hashlib.sha256(self.schedule.draws.tobytes()).hexdigest(),
-            "tasks": [asdict(task) | {"sizes": dict(task.sizes)} for task in self.tasks],
+            "tasks": [task.identity() for task in self.tasks],
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 

@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from polytrain.data.augmentation import AUGMENTATIONS, fitting
+from polytrain.data.views import views_at_test
 from polytrain.modalities import MODALITIES, Audio, Geometry, Image, Video
 from polytrain.schedule import KINDS
 
@@ -26,6 +28,13 @@ SIZES = {
     "large": {"depth": 24, "width": 1024, "heads": 16, "mlp_width": 4096},
 }
 """PolyViT, section 5.1."""
+
+SWEEP_KEYS = ("grid", "search", "sweep", "hparams", "hparams_missing", "hparams_mismatch")
+"""Keys that say where hyperparameters come from, not what is trained."""
+
+
+NO_SMOOTHING = "{:g} would spread a label over classes that sigmoid judges one by one; 0 is right, or loss: softmax"
+"""What is wrong with label smoothing where classes do not exclude each other."""
 
 
 class RecipeError(ValueError):
@@ -68,7 +77,21 @@ class Model(Section):
         lt=1,
         description="stochastic depth: rate of the last layer, for every task that sets no drop_path of its own",
     )
-    init: str | None = Field(None, description="weights to start from: a checkpoint folder of polytrain; null: fresh")
+    init: str | None = Field(
+        None,
+        description="weights to start from: a ViT's .npz, weights of timm or Hugging Face (ViT, DeiT, AST, ViViT; file "
+        "or folder), a checkpoint folder of polytrain; path or URI; null: fresh",
+    )
+    init_tubelet: Literal["central", "inflate", "random"] = Field(
+        "central", description="video kernels from image kernels: in the central frame, in every frame, or fresh"
+    )
+    init_allow: tuple[str, ...] = Field(
+        (), description="tensors of init that may fit nowhere and weights that may stay fresh, by name, * for any part"
+    )
+    norm_eps: float | None = Field(None, gt=0, description="LayerNorm's epsilon; null: that of init's source, or 1e-6")
+    gelu: Literal["tanh", "none"] | None = Field(
+        None, description="GELU by tanh or exact (none); null: that of init's source, or tanh"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -90,6 +113,10 @@ class Model(Section):
         if self.adaptor_layers > self.depth:
             raise ValueError(f"adaptor_layers: {self.adaptor_layers} is more than depth: {self.depth}")
         return self
+
+
+NEWER_MODEL_KEYS = ("init_tubelet", "init_allow", "norm_eps", "gelu")
+"""Runs of before there were such keys keep their names."""
 
 
 class Modalities(Section):
@@ -128,6 +155,29 @@ class Task(Section):
     )
     mixup_alpha: float = Field(0.0, ge=0, description="mixup: one weight a minibatch from Beta(alpha, alpha); 0: none")
     drop_path: float | None = Field(None, ge=0, lt=1, description="stochastic depth of this task; null: the model's")
+    augment: Literal[tuple(AUGMENTATIONS)] = Field(
+        "none",
+        description="what is changed at random in training. none: the whole frame. inception (images): crop and flip. "
+        "video: crop, scale jitter, flip, colours, grey. audio: SpecAugment. randaugment (images, videos): crop, flip "
+        "and two random operations. A flip turns left into right, and its classes with it",
+    )
+    augment_magnitude: float | None = Field(
+        None, ge=0, description="randaugment: how strong its operations are, 10 ends the scale; null: 15"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="softmax: part of a label that is spread evenly over all classes"
+    )
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Task:
+        right = fitting(self.modality)
+        if self.augment not in right:
+            raise ValueError(f"augment: {self.augment} is not for {self.modality} tasks; {', '.join(right)} would be")
+        if self.augment_magnitude is not None and self.augment != "randaugment":
+            raise ValueError(f"augment_magnitude: only randaugment has one, augment: {self.augment} has not")
+        if self.label_smoothing and self.loss == "sigmoid":
+            raise ValueError(f"label_smoothing: {NO_SMOOTHING.format(self.label_smoothing)}")
+        return self
 
 
 class Optimizer(Section):
@@ -175,7 +225,42 @@ class Data(Section):
     max_bad_fraction: float = Field(
         0.01, ge=0, le=1, description="share of a task's examples that may be undecodable; judged once 100 were tried"
     )
+    shuffle_window: int = Field(
+        32, ge=1, description="row groups of a packed collection that are shuffled together: more mix better"
+    )
     sample_suite: str | None = Field(None, description="folder in which the sample suite is made if it isn't there")
+
+
+PAPER_VIEWS = {"image": (1, 1), "video": (4, 3), "audio": (4, 1)}
+"""PolyViT's, which takes them from ViViT and MBT."""
+
+
+class Views(Section):
+    """Views of an example in the final test, [clips, crops], logits averaged; null: one; paper: PolyViT's 4 x 3."""
+
+    image: tuple[int, int] = Field((1, 1), description="an image has one clip; crops lie along its longer side")
+    video: tuple[int, int] = Field((1, 1), description="clips from the first to the last; 1 crop is the whole frame")
+    audio: tuple[int, int] = Field((1, 1), description="clips from the first to the last; a sound has one crop")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Views:
+        for name, kind in MODALITIES.items():
+            try:
+                views_at_test(kind, getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        return self
+
+
+class Evaluation(Section):
+    """How the final test judges."""
+
+    views: Annotated[Views | None, BeforeValidator(lambda given: PAPER_VIEWS if given == "paper" else given)] = Field(
+        None, description="views of an example in the final test; paper: video [4, 3], audio [4, 1]"
+    )
+
+    def views_of(self, modality: str) -> tuple[int, int]:
+        return getattr(self.views, modality) if self.views else (1, 1)
 
 
 class Tracking(Section):
@@ -183,6 +268,45 @@ class Tracking(Section):
 
     uri: str | None = Field(None, description="tracking server; null: MLFLOW_TRACKING_URI, else sqlite under output")
     experiment: str | None = Field(None, description="MLflow experiment; null: the recipe's name")
+
+
+class Search(Section):
+    """How a sweep finds its points. Further keys are ranges of tpe: search.lr: [low, high]."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    sampler: Literal["grid", "tpe"] = Field("grid", description="every point of grid, or tpe: Optuna's, within ranges")
+    trials: int | None = Field(None, ge=1, description="tpe: trials of each task")
+
+
+class Sweep(Section):
+    """How a sweep's trials run; none of these changes a trial's result."""
+
+    tasks: list[str] | None = Field(None, description="tasks to sweep; null: all. On the command line: tasks=[a,b]")
+    concurrent: int | None = Field(
+        None, ge=1, description="trials at a time; null: one a core, or as many as GPUs / gpus_per_trial"
+    )
+    gpus_per_trial: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of a GPU, and of its memory, that a trial gets; null: one, where Ray has any",
+    )
+    test: bool = Field(False, description="judge trials on the test split too; winners are chosen by validation")
+
+
+class Reused(Section):
+    """What one task took from a sweep."""
+
+    values: dict[str, Any] = Field(description="the winner's values, as in the sweep's grid")
+    run_id: str = Field(description="MLflow run of the winning trial")
+    sweep_run_id: str = Field(description="MLflow run of its sweep")
+
+
+class Hparams(Section):
+    """Values that were taken from sweeps, by task; they stand in the tasks already."""
+
+    tasks: dict[str, Reused] = Field(default_factory=dict, description="the winners taken")
 
 
 class Recipe(Section):
@@ -201,7 +325,26 @@ class Recipe(Section):
     optimizer: Optimizer = Field(default_factory=Optimizer, description="the update rule")
     train: Train = Field(default_factory=Train, description="the loop")
     data: Data = Field(default_factory=Data, description="the streams")
+    eval: Evaluation = Field(default_factory=Evaluation, description="the final test")
     tracking: Tracking = Field(default_factory=Tracking, description="MLflow")
+    grid: dict[str, Any] | None = Field(
+        None,
+        description="a sweep's points: key: [values]; lr means tasks.NAME.lr, a path with dots itself; "
+        "null: lr: [0.03, 0.1, 0.3] for sgd",
+    )
+    search: Search = Field(default_factory=Search, description="how a sweep finds its points")
+    sweep: Sweep = Field(default_factory=Sweep, description="how a sweep's trials run")
+    hparams: Hparams | str | None = Field(
+        None,
+        description="take each task's winner of a sweep: latest, an MLflow run id, or a best_hparams.yaml; "
+        "once taken, hparams.tasks holds values and run ids",
+    )
+    hparams_missing: Literal["refuse", "allow"] = Field(
+        "refuse", description="allow: tasks that no sweep has a winner for keep the recipe's values"
+    )
+    hparams_mismatch: Literal["refuse", "allow"] = Field(
+        "refuse", description="allow: also winners that were found under another model, manifest or step count"
+    )
     output: str = Field("runs", description="folder for runs, checkpoints and the local MLflow store")
 
     @model_validator(mode="after")
@@ -229,9 +372,16 @@ class Recipe(Section):
     def digest(self) -> str:
         """Eight hex digits of everything that may change the result: not names, folders, or how the work is spread."""
         plain = self.plain()
-        for key in ("name", "output", "tracking", "data"):
+        for key in ("name", "output", "tracking", "data", *SWEEP_KEYS):
             del plain[key]
         plain["train"] = {key: plain["train"][key] for key in ("precision", "eval_every")}
+        if self.eval == Evaluation():
+            del plain["eval"]  # runs of before there was such a key keep their names
+        if self.data.shuffle_window != Data().shuffle_window:  # alone among the keys of `data`, it decides what is seen
+            plain["shuffle_window"] = self.data.shuffle_window
+        for key in NEWER_MODEL_KEYS:
+            if getattr(self.model, key) == Model.model_fields[key].default:
+                del plain["model"][key]
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -387,7 +537,7 @@ def describe() -> str:
             nested = [
                 a
                 for a in (field.annotation, *get_args(field.annotation))
-                if isinstance(a, type) and issubclass(a, Section)
+                if isinstance(a, type) and issubclass(a, Section) and str not in get_args(field.annotation)
             ]
             if nested:
                 lines.append("")

@@ -10,19 +10,29 @@ from polytrain.data import reading
 from polytrain.data.decode import decode
 from polytrain.data.reading import StreamSource, TaskMedia, read_chunk
 from polytrain.data.stream import stretch_bounds, task_ranges
+from polytrain.data.views import View, views_at_test
 from polytrain.experiment import all_splits, open_experiment
 from polytrain.plan import uniform
 from polytrain.recipe import check
 
 
-@pytest.fixture
-def source(tiny):
-    experiment, manifests = open_experiment(check(tiny))
+def source_of(tree):
+    recipe = check(tree)
+    experiment, manifests = open_experiment(recipe)
     media = tuple(
-        TaskMedia(experiment.architecture.modalities[task.modality], all_splits(manifest))
+        TaskMedia(
+            geometry := experiment.architecture.modalities[task.modality],
+            all_splits(manifest),
+            test_views=views_at_test(geometry, recipe.eval.views_of(task.modality)),
+        )
         for task, manifest in zip(experiment.tasks, manifests, strict=True)
     )
     return StreamSource(experiment.plan, media, 30.0)
+
+
+@pytest.fixture
+def source(tiny):
+    return source_of(tiny)
 
 
 def test_a_piece_holds_the_decoded_examples_of_its_share(source):
@@ -31,10 +41,10 @@ def test_a_piece_holds_the_decoded_examples_of_its_share(source):
         task = minibatch.tag.task
         indices = source.plan.share(minibatch, 1, 2)
         piece = read_chunk(source, minibatch, indices, 0)
-        table = source.media[task].splits["train"]
+        examples = source.media[task].splits["train"]
         clips = uniform(minibatch.seeds[indices], "clip")
         expected = [
-            decode(source.media[task].geometry, table["path"][int(minibatch.ids[i])].as_py(), position=float(p))
+            decode(source.media[task].geometry, examples.location(int(minibatch.ids[i])), (View(float(p)),))[0]
             for i, p in zip(indices, clips, strict=True)
         ]
         assert piece.ids == minibatch.ids[indices].tolist()
@@ -46,14 +56,14 @@ def test_pieces_carry_their_tag_and_the_labels(source):
     piece = read_chunk(source, minibatch, np.arange(len(minibatch)), 0)
     tag = minibatch.tag
     assert piece.tag == tag
-    table = source.media[tag.task].splits["train"]
-    name = "labels" if "labels" in table.column_names else "label"
-    labels = [np.atleast_1d(table[name][int(example)].as_py()).tolist() for example in minibatch.ids]
+    examples = source.media[tag.task].splits["train"]
+    name = "labels" if "labels" in examples.table.column_names else "label"
+    labels = [np.atleast_1d(examples.table[name][int(example)].as_py()).tolist() for example in minibatch.ids]
     assert piece.labels == labels
 
 
 def break_file(source, task, example, split="train"):
-    path = source.media[task].splits[split]["path"][int(example)].as_py()
+    path = source.media[task].splits[split].location(int(example))
     from pathlib import Path
 
     content = Path(path).read_bytes()
@@ -74,7 +84,7 @@ def test_a_bad_file_is_replaced_by_the_next_of_the_pass_and_named(source):
     assert piece.ids == expected
     ((example, path, reason),) = piece.bad
     assert example == minibatch.ids[1]
-    assert path == source.media[task].splits["train"]["path"][example].as_py()
+    assert path == source.media[task].splits["train"].location(example)
     assert "empty" in reason
 
 
@@ -128,3 +138,61 @@ def test_stretches_cover_the_read_tasks_once():
 def test_torch_is_imported_neither_to_decode_nor_to_begin(module):
     code = f"import sys, {module}; sys.exit(int('torch' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- views at test time ---
+
+
+@pytest.fixture
+def with_views(tiny):
+    return source_of(tiny | {"eval": {"views": {"image": [1, 3], "video": [2, 3], "audio": [4, 1]}}})
+
+
+def test_a_test_example_comes_with_all_its_views(with_views):
+    for task, (media, planned) in enumerate(zip(with_views.media, with_views.plan.tasks, strict=True)):
+        minibatch = with_views.plan.evaluation("test", 8, task, 0)
+        piece = read_chunk(with_views, minibatch, np.arange(len(minibatch)), 0)
+        expected = [
+            decode(media.geometry, media.splits["test"].location(example), media.test_views) for example in piece.ids
+        ]
+        assert len(media.test_views) == planned.test_views > 1
+        assert np.array_equal(piece.media, np.concatenate(expected))
+
+
+def test_training_and_validation_show_one_view(with_views):
+    for minibatch in (with_views.plan.train(0), with_views.plan.evaluation("val", 8, 0, 0)):
+        assert len(read_chunk(with_views, minibatch, np.arange(2), 0).media) == 2
+
+
+def test_a_bad_test_example_is_left_out_with_all_its_views(with_views):
+    minibatch = with_views.plan.evaluation("test", 8, 2, 0)  # four views a sound, one sound a minibatch
+    restore = break_file(with_views, 2, minibatch.ids[0], "test")
+    try:
+        piece = read_chunk(with_views, minibatch, np.arange(len(minibatch)), 0)
+    finally:
+        restore()
+    assert (piece.ids, len(piece.media)) == ([], 0)
+    assert [example for example, _, _ in piece.bad] == [minibatch.ids[0]]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("chunk_bytes", [10_000, 8_000_000])
+def test_every_test_example_comes_once_whatever_its_views(with_views, monkeypatch, workers, chunk_bytes):
+    monkeypatch.setattr(reading, "CHUNK_BYTES", chunk_bytes)
+    for modality in ("image", "video", "audio"):
+        length = len(with_views.plan.timeline(modality))
+        ranges = task_ranges(with_views, modality, 0, workers)
+        assert (np.diff(ranges) > 0).all()
+        assert (ranges[0], ranges[-1]) == (0, length)
+        rows = list(reading.read_minibatches(with_views, modality, 0, 0, length, workers))
+        pieces = [piece for row in rows for piece in reading.unpacked(row, with_views) if piece.tag.phase == "test"]
+        media = with_views.media[pieces[0].tag.task]
+        assert sorted(example for piece in pieces for example in piece.ids) == list(range(len(media.splits["test"])))
+        assert sum(len(piece.media) for piece in pieces) == len(media.splits["test"]) * len(media.test_views)
+
+
+def test_rows_hold_no_more_than_a_chunk_or_one_example(with_views, monkeypatch):
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 10_000)
+    for row in reading.read_minibatches(with_views, "video", 0, 0, len(with_views.plan.timeline("video")), 1):
+        for piece in reading.unpacked(row, with_views):
+            assert piece.media.nbytes <= 10_000 or len(piece.ids) == 1

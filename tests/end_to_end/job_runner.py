@@ -16,13 +16,13 @@ ROOT = Path(__file__).parents[2]
 
 
 class Job:
-    """`python jobs/cotrain.py` as a user would start it, in a session of its own."""
+    """`python jobs/cotrain.py` (or another job) as a user would start it, in a session of its own."""
 
-    def __init__(self, arguments, environment, folder):
+    def __init__(self, arguments, environment, folder, job="cotrain.py"):
         self.log = folder / f"log-{time.monotonic_ns()}"
         with self.log.open("w") as out:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "jobs" / "cotrain.py"), *map(str, arguments)],
+                [sys.executable, str(ROOT / "jobs" / job), *map(str, arguments)],
                 stdout=out, stderr=subprocess.STDOUT, cwd=folder, env=environment, start_new_session=True,
             )  # fmt: skip
 
@@ -67,15 +67,15 @@ class Runner:
         self.environment = kept | {"HOME": str(home), "POLYTRAIN_TEST_MARK": self.mark, "PYTHONUNBUFFERED": "1"}
         self.jobs: list[Job] = []
 
-    def start(self, *arguments) -> Job:
-        job = Job(arguments, self.environment, self.folder)
-        self.jobs.append(job)
-        return job
+    def start(self, *arguments, job="cotrain.py") -> Job:
+        started = Job(arguments, self.environment, self.folder, job)
+        self.jobs.append(started)
+        return started
 
-    def run(self, *arguments, code=0) -> str:
-        job = self.start(*arguments)
-        assert job.wait() == code, job.output
-        return job.output
+    def run(self, *arguments, code=0, job="cotrain.py") -> str:
+        started = self.start(*arguments, job=job)
+        assert started.wait() == code, started.output
+        return started.output
 
     def processes(self) -> dict[int, str]:
         """Everything that runs and descends from a job of this runner, by pid."""

@@ -14,10 +14,10 @@ import ray
 from ray.train import RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from polytrain.cluster import connect
 from polytrain.data.reading import StreamSource, TaskMedia
 from polytrain.data.stream import Stream, Streams, stream_names
 from polytrain.experiment import all_splits, open_experiment
-from polytrain.launch import connect
 from polytrain.recipe import load
 from polytrain.run_folder import RunFolder
 
@@ -40,7 +40,7 @@ def take_all(config: dict) -> None:
 def main(path: str, workers: int, stretch_tasks: int, memory_budget: int, first_step: int, out: str) -> None:
     recipe = load(path, [f"train.workers={workers}"])
     experiment, manifests = open_experiment(recipe)
-    connect(recipe)
+    connect(workers + 1)
     media = tuple(
         TaskMedia(experiment.architecture.modalities[task.modality], all_splits(manifest))
         for task, manifest in zip(experiment.tasks, manifests, strict=True)

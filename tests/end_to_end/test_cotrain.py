@@ -65,6 +65,8 @@ def test_a_run_ends_with_a_table_a_model_and_a_record(finished, losses):
     assert {entry.dataset.name for entry in logged.inputs.dataset_inputs} == {"colours", "moves", "tones"}
     artifacts = {entry.path for entry in client.list_artifacts(record["run_id"])}
     assert {"recipe.yaml", "schedule.png", "curves.png", "confusion", "checkpoint"} <= artifacts
+    seen = {entry.path for entry in client.list_artifacts(record["run_id"], "inputs")}
+    assert seen == {"inputs/colours.png", "inputs/moves.png", "inputs/tones.png"}
     history = losses(run)
     steps = sorted(step for name, values in history.items() if name.startswith("train/") for step, _ in values)
     assert steps == list(range(1, 21))
@@ -88,7 +90,11 @@ def test_a_finished_recipe_run_again_prints_its_table_and_with_fresh_starts_over
 
 
 def test_two_workers_compute_the_run_of_one(runner, tiny, recipe_file, tmp_path, losses):
-    """With mixup, stochastic depth and minibatches of 5, 3 and 7, which two workers can't share evenly."""
+    """With mixup, stochastic depth, augmentation, label smoothing and minibatches of 5, 3 and 7, which two workers can't
+    share evenly."""
+    tiny["tasks"]["colours"] |= {"augment": "randaugment", "label_smoothing": 0.1}
+    tiny["tasks"]["moves"]["augment"] = "video"
+    tiny["tasks"]["tones"]["augment"] = "audio"
     curves = []
     for workers in (1, 2):
         runner.run(recipe_file(tiny | {"output": str(tmp_path / f"runs{workers}")}), f"train.workers={workers}")

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from polytrain.plan import Plan, PlannedTask
 from polytrain.schedule import Budget, make_schedule
-from polytrain.training.step import make_targets, mix_mirrored, sum_over_workers, task_loss
+from polytrain.training.step import make_targets, mix_mirrored, smoothed, sum_over_workers, task_loss
 
 
 def test_targets_are_ones_at_the_classes_of_each_example():
@@ -19,6 +19,25 @@ def test_softmax_loss_is_the_mean_cross_entropy():
     logits, labels = torch.randn(5, 4), [3, 0, 1, 1, 2]
     ours = task_loss(logits, make_targets([[label] for label in labels], 4, "cpu"), "softmax", 5)
     assert ours == pytest.approx(F.cross_entropy(logits, torch.tensor(labels)).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])
+def test_label_smoothing_is_torchs(smoothing):
+    logits, labels = torch.randn(5, 4), [3, 0, 1, 1, 2]
+    targets = smoothed(make_targets([[label] for label in labels], 4, "cpu"), smoothing)
+    expected = F.cross_entropy(logits, torch.tensor(labels), label_smoothing=smoothing)
+    torch.testing.assert_close(task_loss(logits, targets, "softmax", 5), expected)
+
+
+def test_without_smoothing_targets_stay_what_they_are():
+    targets = make_targets([[1]], 3, "cpu")
+    assert smoothed(targets, 0.0) is targets
+
+
+def test_mixed_targets_may_be_smoothed_before_or_after():
+    targets = make_targets([[0], [2], [1]], 4, "cpu")
+    one, other = mix_mirrored(smoothed(targets, 0.3), 0.7), smoothed(mix_mirrored(targets, 0.7), 0.3)
+    torch.testing.assert_close(one, other)
 
 
 def test_sigmoid_loss_is_summed_over_classes_and_averaged_over_examples():

@@ -13,11 +13,13 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs
 
+from polytrain.data.augmentation import AUGMENTATIONS, Augmentation
 from polytrain.data.decode import DecodeError, decode
+from polytrain.data.examples import Examples
+from polytrain.data.views import WHOLE, View
 from polytrain.modalities import Geometry
-from polytrain.plan import Minibatch, Plan, Tag, Timeline, uniform
+from polytrain.plan import Minibatch, Plan, Tag, Timeline
 
 CHUNK_BYTES = 8_000_000
 """A share larger than this travels in several rows, so that no block is huge."""
@@ -34,14 +36,24 @@ REPLACEMENTS = 50
 
 @dataclass(frozen=True)
 class TaskMedia:
-    """Where a task's examples lie: one table a split, columns as in the manifest, paths made absolute."""
+    """Where a task's examples lie, by split."""
 
     geometry: Geometry
-    splits: Mapping[str, pa.Table]
+    splits: Mapping[str, Examples]
+    augmentation: Augmentation = AUGMENTATIONS["none"]
+    """What is drawn for training examples; validation and test see them as they are."""
+    test_views: tuple[View, ...] = WHOLE
+    """What the final test sees of each example; validation sees one view."""
 
     @property
     def dtype(self) -> type:
         return np.uint8 if self.geometry.decoded_bytes_per_element == 1 else np.float32
+
+    def views(self, phase: str, seed: np.uint64 | None) -> tuple[View, ...]:
+        """What is shown of an example; `seed` is its seed in training, None in evaluation."""
+        if seed is None:
+            return self.test_views if phase == "test" else WHOLE
+        return (self.augmentation.view(self.geometry, seed),)
 
 
 @dataclass(frozen=True)
@@ -63,15 +75,20 @@ class StreamSource:
             self._timelines[key] = self.plan.timeline(modality, first_step)
         return self._timelines[key]
 
-    def share_bytes(self, task: int, workers: int) -> int:
-        """Bytes of the largest share of a task's minibatch."""
-        geometry = self.media[task].geometry
-        example = int(np.prod(geometry.decoded_shape)) * geometry.decoded_bytes_per_element
-        return example * self.plan.largest_share(task, workers)
+    def share_bytes(self, task: int, phase: str, workers: int) -> int:
+        """Bytes of the largest share of a task's minibatch in a phase."""
+        media = self.media[task]
+        view = int(np.prod(media.geometry.decoded_shape)) * media.geometry.decoded_bytes_per_element
+        views = len(media.test_views) if phase == "test" else 1
+        return view * views * self.plan.largest_share(task, workers, phase)
 
-    def chunks(self, task: int, workers: int) -> int:
-        """Rows of a share: the same for every share of a task, or rows would not deal out evenly."""
-        return max(1, min(self.plan.largest_share(task, workers), -(-self.share_bytes(task, workers) // CHUNK_BYTES)))
+    def chunks(self, task: int, phase: str, workers: int) -> int:
+        """Rows of a share: the same for all shares of a task in a phase, or rows would not deal out evenly.
+
+        An example is never cut, so a row may hold more than `CHUNK_BYTES` where one example's views do.
+        """
+        largest = self.plan.largest_share(task, workers, phase)
+        return max(1, min(largest, -(-self.share_bytes(task, phase, workers) // CHUNK_BYTES)))
 
 
 @dataclass(eq=False)
@@ -82,7 +99,7 @@ class Piece:
     chunk: int
     ids: list[int]  # as decoded: replacements in place of what was bad
     labels: list[list[int]]
-    media: np.ndarray  # [b, *decoded_shape]
+    media: np.ndarray  # [b * views, *decoded_shape], an example's views one behind the other
     bad: list[tuple[int, str, str]]  # id, path, reason
 
 
@@ -98,9 +115,9 @@ def read_minibatches(
     size = 0
     for index in range(first, last):
         minibatch = timeline[index]
-        task = minibatch.tag.task
-        chunks = source.chunks(task, workers)
-        needed = source.share_bytes(task, workers)
+        source.media[minibatch.tag.task].splits[minibatch.tag.phase].expect(source.plan, minibatch)
+        of_task = minibatch.tag.task, minibatch.tag.phase, workers
+        chunks, needed = source.chunks(*of_task), source.share_bytes(*of_task)
         if waiting[0] and size + needed > ROW_BYTES:
             yield from map(_row, waiting)
             waiting, size = [[] for _ in range(workers)], 0
@@ -124,30 +141,29 @@ def read_chunk(source: StreamSource, minibatch: Minibatch, indices: np.ndarray, 
     `REPLACEMENTS` can be decoded either) and left out in evaluation; its id and the reason are told.
     """
     tag, media = minibatch.tag, source.media[minibatch.tag.task]
-    table = media.splits[tag.phase]
+    examples = media.splits[tag.phase]
     arrays: list[np.ndarray] = []
     used: list[int] = []
     bad: dict[int, str] = {}
     for index in indices:
-        position = None if minibatch.seeds is None else float(uniform(minibatch.seeds[index], "clip"))
+        views = media.views(tag.phase, None if minibatch.seeds is None else minibatch.seeds[index])
         for example in _candidates(source.plan, minibatch, int(index)):
             if example in bad:
                 continue
             try:
-                arrays.append(_decode_example(media.geometry, table, example, position, source.decode_time_limit_s))
+                arrays.append(_decode_example(media.geometry, examples, example, views, source.decode_time_limit_s))
             except DecodeError as error:
                 bad[example] = str(error)
             else:
                 used.append(example)
                 break
-    labels = table["labels" if "labels" in table.column_names else "label"].take(pa.array(used, pa.int64())).to_pylist()
     return Piece(
         tag=tag,
         chunk=chunk,
         ids=used,
-        labels=[label if isinstance(label, list) else [label] for label in labels],
-        media=np.stack(arrays) if arrays else np.empty((0, *media.geometry.decoded_shape), media.dtype),
-        bad=[(example, _where(table, example), reason) for example, reason in bad.items()],
+        labels=examples.labels(used),
+        media=np.concatenate(arrays) if arrays else np.empty((0, *media.geometry.decoded_shape), media.dtype),
+        bad=[(example, examples.name(example), reason) for example, reason in bad.items()],
     )
 
 
@@ -159,33 +175,16 @@ def _candidates(plan: Plan, minibatch: Minibatch, index: int) -> Iterator[int]:
 
 
 def _decode_example(
-    geometry: Geometry, table: pa.Table, example: int, position: float | None, time_limit_s: float
+    geometry: Geometry, examples: Examples, example: int, views: tuple[View, ...], time_limit_s: float
 ) -> np.ndarray:
-    names = table.column_names
-    source: str | bytes | None = table["data"][example].as_py() if "data" in names else None
-    if source is None:
-        source = table["path"][example].as_py()
-        if "://" in source:
-            source = _fetch(source)
-    start_s = table["start_s"][example].as_py() if "start_s" in names else None
-    end_s = table["end_s"][example].as_py() if "end_s" in names else None
-    return decode(geometry, source, position=position, start_s=start_s, end_s=end_s, time_limit_s=time_limit_s)
-
-
-def _fetch(uri: str) -> bytes:
-    """The bytes of a file on any filesystem pyarrow knows."""
     try:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-        with filesystem.open_input_file(path) as file:
-            return file.readall()
+        source = examples.content(example)
     except FileNotFoundError:
         raise DecodeError("no such file") from None
-    except OSError as error:
-        raise DecodeError(f"can't be fetched: {error}") from None
-
-
-def _where(table: pa.Table, example: int) -> str:
-    return table["path"][example].as_py() or f"inline example {example}"
+    except OSError as error:  # what stays out of reach is a reason like any other: it names tries and answer
+        raise DecodeError(str(error)) from None
+    start_s, end_s = examples.clip(example)
+    return decode(geometry, source, views, start_s=start_s, end_s=end_s, time_limit_s=time_limit_s)
 
 
 def _row(pieces: list[Piece]) -> pa.Table:
@@ -206,5 +205,5 @@ def unpacked(row: pa.Table, source: StreamSource) -> Iterator[Piece]:
         media = source.media[tag[2]]
         array = np.frombuffer(content, np.uint8, size, offset).view(media.dtype)
         offset += size
-        shaped = array.reshape(len(ids), *media.geometry.decoded_shape)
+        shaped = array.reshape(-1, *media.geometry.decoded_shape)
         yield Piece(Tag(*tag), chunk, ids, labels, shaped, [tuple(entry) for entry in bad])

@@ -147,14 +147,21 @@ class PlanSource(Datasource):
 def task_ranges(source: StreamSource, modality: str, first_step: int, workers: int) -> np.ndarray:
     """Where each read task's minibatches begin in the timeline, and the end: [tasks + 1] int64.
 
-    The first tasks hold one minibatch each, so that the first step need not wait for all of a task's.
+    The first tasks hold one minibatch each, so that the first step need not wait for all of a task's. Minibatches of
+    the test, which come last, have a size of their own: they may hold many views.
     """
     length = len(source.timeline(modality, first_step))
     tasks = [task for task, planned in enumerate(source.plan.tasks) if planned.modality == modality]
-    largest = max(source.share_bytes(task, workers) * workers for task in tasks)
-    size = max(1, min(TASK_MINIBATCHES, TASK_BYTES // max(1, largest)))
-    singles = min(length, size)
-    return np.concatenate([np.arange(singles), np.arange(singles, length, size), [length]])
+    test = length - sum(source.plan.eval_parts(task, "test") for task in tasks)
+
+    def size(*phases: str) -> int:
+        largest = max(source.share_bytes(task, phase, workers) * workers for task in tasks for phase in phases)
+        return max(1, min(TASK_MINIBATCHES, TASK_BYTES // max(1, largest)))
+
+    several = size("train", "val")
+    singles = min(test, several)
+    begins = [np.arange(singles), np.arange(singles, test, several), np.arange(test, length, size("test")), [length]]
+    return np.concatenate(begins)
 
 
 def stretch_bounds(tasks: int, stretch: int, size: int) -> tuple[int, int]:
@@ -230,7 +237,7 @@ class Share:
     tag: Tag
     ids: np.ndarray  # [b] int64, as decoded (replacements in place of what was bad)
     labels: list[list[int]]  # the classes of each example
-    media: np.ndarray  # [b, *decoded_shape] uint8 or float32
+    media: np.ndarray  # [b * views, *decoded_shape] uint8 or float32, an example's views one behind the other
     bad: list[tuple[int, str, str]] = field(default_factory=list)  # id, path, reason
 
 
@@ -274,9 +281,8 @@ class Stream:
 
     def take(self, expected: Minibatch) -> Share:
         """This worker's share of the minibatch that the plan says comes now. Raises StreamError if another comes."""
-        pieces = [
-            self._pull(expected.tag, chunk) for chunk in range(self._source.chunks(expected.tag.task, self._workers))
-        ]
+        chunks = self._source.chunks(expected.tag.task, expected.tag.phase, self._workers)
+        pieces = [self._pull(expected.tag, chunk) for chunk in range(chunks)]
         self._taken += 1
         bad = [entry for piece in pieces for entry in piece.bad]
         ids = [example for piece in pieces for example in piece.ids]

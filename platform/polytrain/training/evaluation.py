@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -31,6 +34,38 @@ class Predictions:
         values["loss"] = float(task_loss(self.logits, self.targets, loss, len(self.ids)))
         values["examples"] = len(self.ids)
         return values
+
+    def table(self, names: Sequence[str], classes: Sequence[str], *, loss: str, multi_label: bool) -> pa.Table:
+        """One row an example: `example` (its row in the split), `path` and `logits`, the mean over its views, and
+
+        - with one label each: `label`, `predicted` (class numbers) and `probability`, that of the predicted class,
+        - with several: `labels` and `predicted`, the classes with a probability of 0.5 or more.
+
+        `names` are the paths of the examples in `ids`' order. Class names stand in the schema's metadata.
+        """
+        probabilities = self.logits.softmax(1) if loss == "softmax" else self.logits.sigmoid()
+        columns: dict[str, Any] = {"example": self.ids, "path": pa.array(names, pa.string())}
+        if multi_label:
+            columns["labels"] = _chosen(self.targets > 0)
+            columns["predicted"] = _chosen(probabilities >= 0.5)
+        else:
+            predicted = self.logits.argmax(1, keepdim=True)
+            columns["label"] = self.targets.argmax(1).int().numpy()
+            columns["predicted"] = predicted[:, 0].int().numpy()
+            columns["probability"] = probabilities.gather(1, predicted)[:, 0].numpy()
+        flat = pa.array(self.logits.reshape(-1).numpy())
+        columns["logits"] = pa.FixedSizeListArray.from_arrays(flat, self.logits.shape[1])
+        return pa.table(columns).replace_schema_metadata({"polytrain.classes": json.dumps(list(classes))})
+
+
+def _chosen(mask: Tensor) -> pa.Array:
+    """[N, classes] of bools -> the numbers of the classes of each row."""
+    return pa.array([row.nonzero()[:, 0].tolist() for row in mask], pa.list_(pa.int32()))
+
+
+def mean_of_views(logits: Tensor, examples: int) -> Tensor:
+    """[examples * views, classes], an example's views one behind the other -> [examples, classes]."""
+    return logits.unflatten(0, (examples, -1)).mean(1) if examples else logits
 
 
 def gather(parts: Iterable[tuple[np.ndarray, Tensor, Tensor]], classes: int) -> Predictions | None:

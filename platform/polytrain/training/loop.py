@@ -11,11 +11,10 @@ import contextlib
 import math
 import os
 import time
-import warnings
-from collections import Counter, defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,61 +26,55 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from polytrain import __version__, figures
+from polytrain import __version__
+from polytrain.data import augment
 from polytrain.data.device import DeviceInputs
 from polytrain.data.reading import StreamSource
 from polytrain.data.stream import Share
 from polytrain.experiment import Experiment, Task
 from polytrain.model.polyvit import PolyViT, parameters_by_part
+from polytrain.model.pretrained import WeightsError
 from polytrain.plan import Minibatch, dealt
 from polytrain.run_folder import RunFolder
 from polytrain.tracking import Tracker, history_of
 from polytrain.training import checkpoint
-from polytrain.training.evaluation import Predictions, predict_split
-from polytrain.training.metrics import confusion_matrix
+from polytrain.training.evaluation import Predictions, mean_of_views, predict_split
+from polytrain.training.hardware import device_at, wants_bf16
+from polytrain.training.initial import put_in_place
+from polytrain.training.input_sheets import MOST, InputSheets
 from polytrain.training.optimizer import clear_gradients, make_optimizer, update
+from polytrain.training.progress import Progress
+from polytrain.training.results import write_confusions, write_curves, write_predictions
 from polytrain.training.start import Start
-from polytrain.training.step import add_gradients, make_targets, mix_mirrored, sum_over_workers, task_loss
+from polytrain.training.step import add_gradients, make_targets, mix_mirrored, smoothed, sum_over_workers, task_loss
 
 PROGRESS_INTERVAL_S = 1.0
-FRACTION_AFTER = 100
-"""Examples a task must have tried before its fraction of bad ones is judged."""
 
 
 class TrainingFault(Exception):
     """The run can't go on and would fail again: the message is for the user. All ranks raise it at the same step."""
 
 
-@dataclass
-class Progress:
-    """What a run has behind it; travels in checkpoints."""
-
-    step: int = 0
-    best: dict[str, float] = field(default_factory=dict)  # score and step of the best validation
-    validation: dict[str, dict[str, float]] = field(default_factory=dict)  # the last one, by task
-    bad: dict[str, dict[str, dict[str, list[str]]]] = field(default_factory=dict)  # task, split, id: [path, reason]
-    seconds: float = 0.0  # spent in the loop, over all attempts
-
-    def note_bad(self, task: str, split: str, found: list[tuple[int, str, str]]) -> None:
-        known = self.bad.setdefault(task, {}).setdefault(split, {})
-        for example, path, reason in found:
-            known.setdefault(str(example), [path, reason])
+class DivergedError(TrainingFault):
+    """A loss or a gradient is no longer finite."""
 
 
-def cotrain(experiment: Experiment, source: StreamSource, run: RunFolder, begun: Start) -> None:
+def cotrain(experiment: Experiment, source: StreamSource, run: RunFolder, begun: Start, *, trial: bool = False) -> None:
     """Train, validate and test one run from wherever it stands.
 
     Ends normally when the run has finished, was asked to stop, or met a fault that a restart would meet again: which of
     them stands in the run folder's result.json. Anything else raises, and Ray Train restarts the worker group.
+    A sweep's `trial` is compared by its numbers: it draws no figures and leaves its last weights, nothing else.
     """
-    worker = Worker(experiment, source, run, begun)
+    worker = Worker(experiment, source, run, begun, trial=trial)
     try:
         worker.start()
         with contextlib.closing(worker):
             outcome = worker.run_steps()
     except TrainingFault as fault:
         if worker.rank == 0:
-            run.write_result({"status": "failed", "step": worker.progress.step, "message": str(fault)})
+            failed = {"status": "failed", "step": worker.progress.step, "message": str(fault)}
+            run.write_result(failed | {"diverged": isinstance(fault, DivergedError)})
             worker.tracker.detach()
         return
     if worker.rank == 0:
@@ -92,22 +85,24 @@ def cotrain(experiment: Experiment, source: StreamSource, run: RunFolder, begun:
 class Worker:
     """One worker's model, optimizer, streams and record."""
 
-    def __init__(self, experiment: Experiment, source: StreamSource, run: RunFolder, begun: Start) -> None:
-        context = ray.train.get_context()
-        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+    def __init__(
+        self, experiment: Experiment, source: StreamSource, run: RunFolder, begun: Start, *, trial: bool = False
+    ) -> None:
+        self.trial = trial
+        self.rank, self.workers = begun.place.rank, begun.place.workers
         self.experiment, self.source, self.run, self.begun = experiment, source, run, begun
         self.streams = begun.streams
         self.recipe, self.plan = experiment.recipe, experiment.plan
         self.progress = Progress()
 
         # --- device ---
-        self.device = ray.train.torch.get_device()
+        self.device = device_at(begun.place)
         gpu = self.device.type == "cuda"
         # A CPU worker's cores each take a part of the share, as workers do, instead of sharing every operation: torch's
         # own threads wait for each other hundreds of times a step, which decoders beside them make slow (and OpenMP,
         # outside the main thread of a process, slower still): BENCHMARKS.md has figures.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = self.recipe.train.threads or max(1, cores // context.get_local_world_size())
+        threads = self.recipe.train.threads or max(1, cores // begun.place.local_workers)
         self.parts = 1 if gpu else threads
         torch.set_num_threads(1)
         self.pool = ThreadPoolExecutor(self.parts, "part", initializer=torch.set_num_threads, initargs=(1,))
@@ -136,11 +131,18 @@ class Worker:
         if self.begun.checkpoint is not None:
             checkpoint.load(self.begun.checkpoint, self.model, self.optimizer)
             self.progress = Progress(**self.begun.state["progress"])
-        elif self.recipe.model.init:
-            checkpoint.load(Path(self.recipe.model.init), self.model, None)
         if self.rank == 0:
             self.tracker = Tracker.resume(self.run.path, step=step)
             self.tracker.metrics({"model/params_total": parameters_by_part(self.model)["total"]}, step=0)
+        if self.begun.checkpoint is None and self.recipe.model.init:
+            self.start_from_weights()
+        self.sheets = None
+        if self.rank == 0 and not self.trial:
+            self.sheets = InputSheets(
+                self.run.path / "inputs",
+                drawn=lambda file: self.tracker.artifact(file, "inputs"),
+                failed=lambda text: self.tracker.tags({"notice.inputs": text}),
+            )
         self.first = step
         self.began = time.perf_counter()  # and once more behind the first step, which waits for streams to start
         self.pending: deque[tuple[int, list[Minibatch], Tensor, Tensor]] = deque()
@@ -150,6 +152,20 @@ class Worker:
         self.told = 0.0
         self.phase = "train"
         self.tell(force=True)
+
+    def start_from_weights(self) -> None:
+        """Fill the model from `model.init`; all workers go on, or none."""
+        fault: str | None = None
+        try:
+            put_in_place(self.recipe.model, self.model, {task.name: task.classes for task in self.experiment.tasks})
+        except WeightsError as error:
+            fault = str(error)
+        faults = [fault]
+        if self.workers > 1:
+            faults = [None] * self.workers
+            dist.all_gather_object(faults, fault)
+        if told := next(filter(None, faults), None):
+            raise TrainingFault(f"model.init: {told}")
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -185,6 +201,7 @@ class Worker:
             share = self.streams[self.modality(minibatch)].take(minibatch)
             short += len(share.ids) < len(self.plan.share(minibatch, self.rank, self.workers))
             self.progress.note_bad(self.plan.tasks[minibatch.tag.task].name, "train", share.bad)
+            self.show_inputs(minibatch, share)
             losses.append(self.backward(minibatch, share))
             minibatches.append(minibatch)
             self.examples += len(minibatch)
@@ -200,7 +217,7 @@ class Worker:
         task = self.experiment.tasks[minibatch.tag.task]
         used = self.model.used_by(task.name)
         weight = self.plan.mixup_lambda(minibatch)
-        targets = make_targets(share.labels, len(task.classes), self.device)
+        targets = smoothed(make_targets(share.labels, len(task.classes), self.device), task.label_smoothing)
         keep = None
         if task.drop_path:
             draws = self.plan.depth_draws(minibatch, self.recipe.model.depth)
@@ -208,7 +225,7 @@ class Worker:
             keep = self.model.keep_masks(torch.from_numpy(mine).to(self.device), task.drop_path)
 
         def part(indices: np.ndarray) -> tuple[Tensor, tuple[Tensor, ...]]:
-            x = mix_mirrored(self.to_device(task.modality, share.media[indices]), weight)
+            x = self.model_inputs(minibatch, share, indices)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 logits = self.model(task.name, x, None if keep is None else keep[:, :, indices])
             loss = task_loss(logits, mix_mirrored(targets[indices], weight), task.loss, len(minibatch))
@@ -219,6 +236,32 @@ class Worker:
             total += loss
             add_gradients(used, gradients)
         return total
+
+    def model_inputs(self, minibatch: Minibatch, share: Share, indices: np.ndarray) -> Tensor:
+        """What the model is given of a training share's examples, which mirror in themselves under mixup."""
+        task = self.experiment.tasks[minibatch.tag.task]
+        mine = self.plan.share(minibatch, self.rank, self.workers)[indices]
+        draws = task.augmentation.draws(self.experiment.architecture.modalities[task.modality], minibatch.seeds[mine])
+        x = augment.apply(self.to_device(task.modality, share.media[indices]), draws)
+        return mix_mirrored(x, self.plan.mixup_lambda(minibatch))
+
+    def show_inputs(self, minibatch: Minibatch, share: Share) -> None:
+        """A sheet of the first minibatch of each task."""
+        task = self.experiment.tasks[minibatch.tag.task]
+        if self.sheets is None or not len(share.ids) or not self.sheets.wants(task.name):
+            return
+        geometry, weight = self.experiment.architecture.modalities[task.modality], self.plan.mixup_lambda(minibatch)
+        indices = dealt(len(share.ids), 0, -(-len(share.ids) // MOST[type(geometry)]), paired=True)
+        mixed = f", mixed with weight {weight:.2f}" if weight < 1 else ""
+        self.sheets.draw(
+            task.name,
+            geometry,
+            task.classes,
+            lambda: (self.model_inputs(minibatch, share, indices), [share.labels[index] for index in indices]),
+            about=f"{len(indices)} of the {len(minibatch)} examples of step {minibatch.tag.step + 1}; "
+            f"augment: {self.recipe.tasks[task.name].augment}{mixed}",
+            weight=weight,
+        )
 
     def in_parts(self, examples: int, work: Callable[[np.ndarray], Any]) -> list[Any]:
         """What `work` makes of each part of a share, given as indices that mirror in themselves: one part a thread."""
@@ -255,13 +298,13 @@ class Worker:
             for minibatch, loss in zip(minibatches, losses, strict=True):
                 task = self.plan.tasks[minibatch.tag.task].name
                 if not math.isfinite(loss):
-                    raise TrainingFault(self._not_finite(f"the loss became {loss}", step, minibatch))
+                    raise DivergedError(self._not_finite(f"the loss became {loss}", step, minibatch))
                 self.recent[task] = loss
                 if self.rank == 0:
                     rate = self.plan.schedule.learning_rate(step)
                     self.tracker.metrics({f"train/{task}/loss": loss, f"train/{task}/lr": rate}, step=step + 1)
             if not math.isfinite(float(norm)):
-                raise TrainingFault(self._not_finite(f"the gradient's norm became {float(norm)}", step, minibatches[0]))
+                raise DivergedError(self._not_finite(f"the gradient's norm became {float(norm)}", step, minibatches[0]))
             if short:
                 self._judge_bad(always=True)
                 raise TrainingFault(
@@ -286,8 +329,8 @@ class Worker:
 
     def _not_finite(self, what: str, step: int, minibatch: Minibatch) -> str:
         tag = minibatch.tag
-        paths = self.source.media[tag.task].splits["train"]["path"]
-        shown = ", ".join(str(paths[int(example)]) for example in minibatch.ids[:8])
+        examples = self.source.media[tag.task].splits["train"]
+        shown = ", ".join(examples.name(int(example)) for example in minibatch.ids[:8])
         more = f" and {len(minibatch) - 8} more" if len(minibatch) > 8 else ""
         return (
             f"step {step + 1}, task {self.plan.tasks[tag.task].name}: {what} at learning rate "
@@ -298,26 +341,15 @@ class Worker:
     def _judge_bad(self, *, always: bool = False) -> None:
         """Bring the workers' lists of bad media together, and stop when a task has too many."""
         if self.workers > 1:
-            lists: list[Any] = [None] * self.workers
-            dist.all_gather_object(lists, self.progress.bad)
-            for of_rank in lists:
-                for task, splits in of_rank.items():
-                    for split, found in splits.items():
-                        self.progress.note_bad(task, split, [(int(k), *v) for k, v in found.items()])
-        limit = self.recipe.data.max_bad_fraction
-        counts = Counter(self.plan.schedule.draws[: self.progress.step * self.plan.schedule.draws_per_step].tolist())
-        for number, task in enumerate(self.plan.tasks):
-            bad = self.progress.bad.get(task.name, {}).get("train", {})
-            if not bad:
-                continue
-            tried = min(task.sizes["train"], counts[number] * task.batch_size + len(bad))
-            if (tried >= min(FRACTION_AFTER, task.sizes["train"]) and len(bad) / tried > limit) or always:
-                self._write_quarantine()
-                listed = "\n".join(f"  {path}: {reason}" for path, reason in list(bad.values())[:20])
-                raise TrainingFault(
-                    f"task {task.name}: {len(bad)} of {tried} training examples can't be decoded, over "
-                    f"data.max_bad_fraction {limit:g}. {self.run.path / 'quarantine.parquet'} lists all:\n{listed}"
-                )
+            of_ranks: list[Any] = [None] * self.workers
+            dist.all_gather_object(of_ranks, self.progress.bad)
+            for bad in of_ranks:
+                self.progress.note_bad_of(bad)
+        fault = self.progress.too_bad(self.plan, self.recipe.data.max_bad_fraction, always=always)
+        if fault:
+            if self.rank == 0:
+                self.progress.write_quarantine(self.run.path / "quarantine.parquet")
+            raise TrainingFault(fault)
 
     def tell(self, *, force: bool = False) -> None:
         """Let whoever watches know how far the run is."""
@@ -331,6 +363,7 @@ class Worker:
                 "step": self.progress.step,
                 "steps": self.plan.schedule.steps,
                 "losses": self.recent,
+                "best": self.progress.best.get("score"),
                 "seconds": now - self.began,
                 "steps_here": max(0, self.progress.step - self.first - 1),
                 **self.rates,
@@ -364,16 +397,17 @@ class Worker:
         return predictions
 
     def predict(self, task: Task, share: Share) -> tuple[Tensor, Tensor]:
-        """Logits and targets of a share, [b, classes] float32 each."""
-        logits = torch.empty(len(share.ids), len(task.classes), device=self.device)
+        """Logits, the mean over an example's views, and targets of a share, [b, classes] float32 each."""
+        logits = torch.empty(len(share.media), len(task.classes), device=self.device)
 
         def part(indices: np.ndarray) -> None:
             x = self.to_device(task.modality, share.media[indices])
             with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 logits[indices] = self.model(task.name, x).float()
 
-        self.in_parts(len(share.ids), part)
-        return logits, make_targets(share.labels, len(task.classes), self.device)
+        self.in_parts(len(share.media), part)
+        targets = make_targets(share.labels, len(task.classes), self.device)
+        return mean_of_views(logits, len(share.ids)), targets
 
     def score(self, phase: str, done: int) -> tuple[dict[str, dict[str, float]], dict[str, Predictions]]:
         """Metrics by task, logged."""
@@ -404,7 +438,8 @@ class Worker:
         self.tracker.metrics({"val/mean": mean}, step=done)
         if mean > self.progress.best.get("score", -math.inf):
             self.progress.best = {"score": mean, "step": done}
-            self._save_to(self.run.path / "best", with_optimizer=False)
+            if not self.trial:
+                self._save_to(self.run.path / "best", with_optimizer=False)
 
     def save(self, done: int) -> None:
         """A checkpoint after `done` steps and the validation that belongs to them."""
@@ -427,6 +462,7 @@ class Worker:
                 "step": self.progress.step,
                 "plan_digest": self.plan.digest,
                 "manifests": self.experiment.state_digests(),
+                "architecture": self.experiment.architecture.plain(),
                 "classes": {task.name: list(task.classes) for task in self.experiment.tasks},
                 "world_size": self.workers,
                 "versions": {"polytrain": __version__, "torch": torch.__version__, "ray": ray.__version__},
@@ -444,12 +480,18 @@ class Worker:
             return {}
         self.phase = "finishing"
         self.tell(force=True)
-        self._write_figures(predictions)
         final = self.run.path / "final"
-        self._save_to(final, with_optimizer=True, results={"val": self.progress.validation, "test": values})
-        self.tracker.artifact(final, "checkpoint")
-        if any(found for splits in self.progress.bad.values() for found in splits.values()):
-            self.tracker.artifact(self._write_quarantine())
+        results = {"val": self.progress.validation, "test": values}
+        self._save_to(final, with_optimizer=not self.trial, results=results)
+        if not self.trial:
+            for file in write_predictions(self.run.path / "predictions", self.experiment, self.source, predictions):
+                self.tracker.artifact(file, "predictions")
+            self.tracker.artifact(write_curves(self.run.path / "figures" / "curves.png", history_of(self.run.path)))
+            for file in write_confusions(self.run.path / "figures" / "confusion", self.experiment, predictions):
+                self.tracker.artifact(file, "confusion")
+            self.tracker.artifact(final, "checkpoint")
+        if self.progress.any_bad:
+            self.tracker.artifact(self.progress.write_quarantine(self.run.path / "quarantine.parquet"))
         return {
             "status": "finished",
             "step": done,
@@ -460,50 +502,9 @@ class Worker:
             "bad": {task: sum(map(len, splits.values())) for task, splits in self.progress.bad.items()},
         }
 
-    def _write_quarantine(self) -> Path:
-        """Every bad file with task, split and reason, as Parquet."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        rows = [
-            {"task": task, "split": split, "example": int(example), "path": path, "reason": reason}
-            for task, splits in self.progress.bad.items()
-            for split, found in splits.items()
-            for example, (path, reason) in found.items()
-        ]
-        file = self.run.path / "quarantine.parquet"
-        pq.write_table(pa.Table.from_pylist(rows), file)
-        return file
-
-    def _write_figures(self, predictions: dict[str, Predictions]) -> None:
-        folder = self.run.path / "figures"
-        history: dict[str, list[list[float]]] = defaultdict(list)
-        for key, value, step in history_of(self.run.path):
-            history[key].append([step, value])
-        tables = {key: tuple(np.array(rows).T) for key, rows in history.items()}
-        figures.curves(tables, folder / "curves.png")
-        self.tracker.artifact(folder / "curves.png")
-        for task in self.experiment.tasks:
-            if task.multi_label or task.name not in predictions:
-                continue
-            of_task = predictions[task.name]
-            matrix = confusion_matrix(of_task.logits, of_task.targets.argmax(1))
-            file = folder / "confusion" / f"{task.name}.png"
-            figures.confusion(matrix.numpy(), list(task.classes), file)
-            self.tracker.artifact(file, "confusion")
-
     def close(self) -> None:
+        if self.sheets is not None:
+            self.sheets.close()
         self.pool.shutdown(wait=False)
         for stream in self.streams.values():
             stream.close()
-
-
-def wants_bf16(precision: str, device: torch.device) -> bool:
-    """bf16 where asked for, and by itself on GPUs that have it and on CPUs with instructions for it."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return any(getattr(torch.cpu, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))

@@ -23,6 +23,14 @@ def make_targets(labels: Sequence[Sequence[int]], classes: int, device: torch.de
     return targets.to(device, non_blocking=True)
 
 
+def smoothed(targets: Tensor, smoothing: float) -> Tensor:
+    """Label smoothing: `smoothing` of each target spread evenly over all classes (ViViT: y * (1 - a) + a / C).
+
+    Mixup's targets may be smoothed before or after they are mixed: it is the same.
+    """
+    return targets * (1 - smoothing) + smoothing / targets.shape[1] if smoothing else targets
+
+
 def mix_mirrored(x: Tensor, weight: float) -> Tensor:
     """Mixup with the mirrored example: weight * x + (1 - weight) * x reversed along the batch. Partners i and B-1-i are
     in one share, in ascending order, so reversing the share mirrors the minibatch."""

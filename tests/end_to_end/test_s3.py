@@ -1,0 +1,34 @@
+"""Manifests and media in an S3 store that is slow and fails at times: the same run as from local files."""
+
+import random
+
+import pytest
+import safetensors.torch
+import torch
+from job_runner import only_run
+
+from polytrain.data import storage
+from store_server import ACCESS, Proxy, s3_server
+
+
+def weights(output):
+    return safetensors.torch.load_file(only_run(output) / "final" / "model.safetensors")
+
+
+@pytest.mark.slow
+def test_a_run_on_a_slow_and_failing_store_equals_the_run_on_local_files(runner, tiny, recipe_file, tmp_path, media):
+    runner.run(recipe_file(tiny), f"output={tmp_path / 'local'}")
+    with s3_server() as s3, Proxy(s3.port) as proxy:
+        bucket = s3.bucket()
+        for task in tiny["tasks"].values():
+            folder = next(path.parent for path in media.values() if str(path) == task["manifest"])
+            for file in folder.iterdir():
+                storage.write_bytes(storage.join(bucket, folder.name, file.name), file.read_bytes())
+            task["manifest"] = storage.join(bucket, folder.name, "manifest.parquet")
+        kinds = [503, "drop", "cut", 0.2, *[None] * 12]
+        proxy.faults = [random.Random(0).choice(kinds) for _ in range(3000)]
+        runner.environment |= ACCESS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.server.server_port}"}
+        runner.run(recipe_file(tiny), f"output={tmp_path / 's3'}")
+        assert len(proxy.requests) > 100
+    local, distant = weights(tmp_path / "local"), weights(tmp_path / "s3")
+    assert all(torch.equal(local[name], distant[name]) for name in local)
