@@ -3,6 +3,8 @@
 The only part of polytrain that imports mlflow, and that only when a store is first used: the import costs a second.
 """
 
-from polytrain.tracking.tracker import Tracker, history_of, local_uri
+from polytrain.tracking.finding import Finder, FoundRun
+from polytrain.tracking.store import AwayError
+from polytrain.tracking.tracker import Tracker, chosen_uri, history_of, local_uri, move
 
-__all__ = ["Tracker", "history_of", "local_uri"]
+__all__ = ["AwayError", "Finder", "FoundRun", "Tracker", "chosen_uri", "history_of", "local_uri", "move"]

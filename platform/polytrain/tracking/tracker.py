@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,11 @@ LONGEST_WAIT_S = 15.0
 def local_uri(output: Path) -> str:
     """The tracking URI of the sqlite store under the folder `output`."""
     return f"sqlite:///{Path(output).absolute() / 'mlflow.db'}"
+
+
+def chosen_uri(asked: str | None, output: str | Path) -> str:
+    """The store that a run goes to: the one asked for, else MLFLOW_TRACKING_URI's, else the one under `output`."""
+    return asked or os.environ.get("MLFLOW_TRACKING_URI") or local_uri(Path(output))
 
 
 def history_of(folder: str | Path) -> Iterator[tuple[str, float, int]]:
@@ -179,6 +185,12 @@ class Tracker:
         self._stop()
         return done
 
+    def end(self, status: str = "FINISHED", timeout_s: float = 5.0) -> bool:
+        """End the run as FINISHED, FAILED or KILLED, waiting shortly. False when MLflow does not have it all: then
+        the journal keeps it, for `resume` and `close` to deliver."""
+        self._journal.append({"status": [status, _now_ms()]})
+        return self.detach(timeout_s)
+
     def close(self, status: str = "FINISHED", timeout_s: float = 60.0) -> str | None:
         """End the run as FINISHED, FAILED or KILLED. None when MLflow has it all.
 
@@ -270,6 +282,26 @@ class Tracker:
         except Exception as error:
             return f"{trouble}, nor did {fallback_uri} ({error}); {kept}."
         return f"{trouble}; the whole run is recorded in {fallback_uri} as run {state['copy']}."
+
+
+def move(folder: str | Path, uri: str, parent_run_id: str) -> str | None:
+    """Bring a run that began in the fallback store to the store it was meant for; its new id, None if that is away.
+
+    The journal is sent there from its beginning by the next tracker of the folder.
+    """
+    folder = Path(folder).absolute()
+    with locked(folder / "run.lock"):
+        state = _read_state(folder)
+        if state is None:
+            raise FileNotFoundError(f"{folder / 'run.json'}: no run was opened in this folder")
+        state["uri"] = absolute_uri(uri)
+        state["run"]["tags"] |= {"mlflow.parentRunId": parent_run_id, "polytrain.copy_of": state["run_id"]}
+        try:
+            state["run_id"], state["experiment_id"] = Store(uri, state["artifact_root"]).create_run(state["run"])
+        except AwayError:
+            return None
+        write_whole(folder / "run.json", state)
+    return state["run_id"]
 
 
 def _create(
