@@ -35,7 +35,7 @@ test: setup
 	.venv/bin/python -m pytest -m "not slow"
 
 test-all: setup
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --durations=20
 
 lint: setup
 	.venv/bin/ruff check
