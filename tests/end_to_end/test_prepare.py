@@ -51,6 +51,7 @@ def finished(out):
     return times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [("--short-side", "240"), ("--short-side", "240", "--inline", "512")])
 def test_a_command_killed_in_the_middle_goes_on_where_it_stopped(photos, tmp_path, more):
     out = tmp_path / "out"
@@ -77,6 +78,7 @@ def test_a_command_killed_in_the_middle_goes_on_where_it_stopped(photos, tmp_pat
     assert left == (["manifest.parquet"] if "--inline" in more else ["manifest.parquet", "media"])
 
 
+@pytest.mark.slow
 def test_a_file_that_ends_its_process_is_found_and_the_others_are_stored(tmp_path):
     def example(name, data):
         return Example(f"/x/{name}", ("a",), "train", data=data)
