@@ -96,7 +96,7 @@ cache = GroupCache(examples_of(manifest.read(sys.argv[1]))["train"].packed, "sha
 for _ in range(3):
     for example in range(24):
         cache.content(example)
-print(cache.fetched)
+print(cache.fetched, flush=True)
 sys.stdin.read()
 """
 
