@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polytrain.benchmarks import decoders, media, processes, streams
+from polytrain.benchmarks import data, decoders, media, processes, streams
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,9 +50,9 @@ def files(tmp_path_factory):
 
 
 def test_pictures_have_500_by_375_pixels_in_about_110_kilobytes(files):
-    data = files["jpeg"].read_bytes()
-    assert Image.open(io.BytesIO(data)).size == (500, 375)
-    assert len(data) == pytest.approx(110_000, rel=0.1)
+    content = files["jpeg"].read_bytes()
+    assert Image.open(io.BytesIO(content)).size == (500, 375)
+    assert len(content) == pytest.approx(110_000, rel=0.1)
 
 
 def test_videos_are_h264_of_200_kilobits_a_second(files):
@@ -141,3 +141,18 @@ def test_streams_are_measured_against_the_dataloader_alone_and_together(tmp_path
     assert figures["stream.two.first_batch_s"] > 0
     for moment in ("ray.init done", "worker group runs the loop", "first read task begins", "first minibatch taken"):
         assert printed.count(f"  {moment}\n") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "figure"),
+    [("packed", "packed.packed.requests_per_example"), ("scale", "scale.files.1000000.first_batch_s")],
+)
+def test_storage_is_measured_by_the_same_command(tmp_path, part, figure):
+    pytest.importorskip("moto.server")
+    _, figures = bench(tmp_path, "--only", part, "--examples", "64")
+    assert figures[figure] > 0
+
+
+def test_all_parts_are_measured_unless_one_is_asked_for():
+    assert set(data._MEASURES) == set(data.PARTS) == {"decoders", "streams", "packed", "scale"}

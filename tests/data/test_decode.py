@@ -10,11 +10,13 @@ import threading
 import time
 import wave
 import zlib
+from dataclasses import dataclass
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image as Pillow
 
 from polytrain.data.decode import DecodeError
@@ -189,6 +191,48 @@ def test_a_large_jpeg_looks_as_if_decoded_in_full(width):
     data = saved(smooth, "JPEG", quality=92)
     expected = np.asarray(Pillow.open(io.BytesIO(data)).resize((64, 48), Pillow.Resampling.BILINEAR)).astype(int)
     assert np.abs(decode(IMAGE, data) - expected).mean() < 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """A box at whole or other pixels."""
+
+    region: tuple
+
+    def box(self, height, width, size):
+        return self.region
+
+
+@pytest.mark.parametrize(
+    ("region", "decibels"),
+    [
+        ((0, 0, 375, 500), 54),  # shrunk
+        ((31, 17, 300, 231), 54),
+        ((100, 200, 60, 40), 50),  # enlarged: a level apart
+        ((75, 76, 224, 224), 100),  # as it is
+        ((31.5, 17.25, 300.5, 231), 100),  # between pixels: Pillow itself
+        ((200, 300, 5, 7), 100),  # few pixels: the same
+    ],
+)
+def test_a_jpegs_box_is_resized_as_pillow_does(region, decibels):
+    data = saved(picture(500, 370).resize((500, 375)), "JPEG", quality=95)
+    (shown,) = decode_views(Image((224, 224), (16, 16)), data, (View(box=Part(region)),))
+    top, left, tall, wide = region
+    # As simplejpeg decodes it: two builds of libjpeg round differently.
+    pixels = Pillow.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
+    expected = pixels.resize((224, 224), Pillow.Resampling.BILINEAR, (left, top, left + wide, top + tall))
+    error = np.square(shown.astype(float) - np.asarray(expected)).mean()
+    assert 10 * np.log10(255**2 / max(error, 1e-12)) > decibels
+
+
+@pytest.mark.parametrize("before", [b"", b"\xff\xe2\x27\x10" + bytes(9998)], ids=["first", "behind a profile"])
+def test_exif_is_found_wherever_it_stands(before):
+    exif = Pillow.Exif()
+    exif[0x0112] = 3
+    data = saved(picture(), "JPEG", exif=exif)
+    at = data.index(b"Exif") - 4
+    moved = data[:at] + before + data[at:]
+    np.testing.assert_array_equal(decode(IMAGE, moved), decode(IMAGE, saved(picture(), "JPEG"))[::-1, ::-1])
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest resets our own filter

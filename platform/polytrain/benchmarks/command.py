@@ -33,7 +33,7 @@ def _run(benchmark: Callable[[], None]) -> Callable[[argparse.Namespace], int]:
 
 # Name: what it measures, its arguments, what runs it and returns the exit code.
 BENCHMARKS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
-    "data": ("decoders and streams against their opponents, a modality after the other", data.add_arguments, data.run),
+    "data": ("decoders, streams and storage against their opponents", data.add_arguments, data.run),
     "packed": ("packed storage against files on an S3 store, and its shuffle", packed.add_arguments, packed.run),
     "plan": ("start-up of the paper's nine tasks, and any step's minibatch", _no_arguments, _run(plan.plan)),
     "scale": ("manifests of millions of rows: time and memory to the first batch", scale.add_arguments, scale.run),

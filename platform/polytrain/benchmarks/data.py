@@ -1,4 +1,5 @@
-"""`python jobs/bench.py data`: decoders against the floor and torchvision, Ray's streams against torch's DataLoader."""
+"""`python jobs/bench.py data`: decoders against the floor and torchvision, Ray's streams against torch's DataLoader,
+packed storage against files on an S3 store, and what manifests of millions of rows cost."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from polytrain.benchmarks import packed, scale
 from polytrain.benchmarks.processes import RunFailedError
 
 # What the command reaches for: key, comparison, value.
@@ -23,6 +25,11 @@ REACHES: tuple[tuple[str, str, float], ...] = (
     ("stream.three.first_batch_s", "<=", 8.0),
 )
 
+PARTS = ("decoders", "streams", "packed", "scale")
+
+SCALE_ROWS = 1_000_000
+"""`jobs/bench.py scale` goes further."""
+
 # Modality: the media of its stream.
 STREAMED = {"image": "jpeg", "video": "h264", "audio": "aac"}
 
@@ -31,11 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choices = tuple(STREAMED)
     count = {"type": _positive, "metavar": "N"}
     parser.add_argument("--modality", nargs="+", choices=choices, default=list(choices), help="which to measure")
-    parser.add_argument("--examples", **count, help="of a stream's run (as many as ten queues hold)")
+    parser.add_argument(
+        "--examples", **count, help="of a stream's run (as many as ten queues hold), and in the store (400)"
+    )
     parser.add_argument("--pairs", **count, default=5, help="runs of Ray and DataLoader in turn (5)")
     parser.add_argument("--decoders", **count, default=os.cpu_count(), help="decoding processes (one a core)")
     parser.add_argument("--repetitions", **count, default=7, help="of each decoder over all files (7)")
-    parser.add_argument("--only", choices=("decoders", "streams"), help="half of it")
+    parser.add_argument("--only", choices=PARTS, help="one part of it; --modality and the like are for the first two")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, one flat object")
     parser.add_argument("--folder", metavar="DIR", help="keep media and runs there (a temporary folder unless given)")
 
@@ -54,15 +63,14 @@ def run(options: argparse.Namespace) -> int:
         folder = Path(options.folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="polytrain-bench-")))
         folder.mkdir(parents=True, exist_ok=True)
         print(f"{_machine()}", flush=True)
-        if options.only != "streams":
-            figures |= _measure_decoders(options, folder)
-        if options.only != "decoders":
-            try:
-                figures |= _measure_streams(options, folder)
-            except RunFailedError as error:
-                _say(f"error: {error}")
-                return 1
-    _print_reaches(figures)
+        try:
+            for part in (options.only,) if options.only else PARTS:
+                figures |= _MEASURES[part](options, folder)
+        except RunFailedError as error:
+            _say(f"error: {error}")
+            return 1
+    if any(key in figures for key, _, _ in REACHES):
+        _print_reaches(figures)
     if options.json:
         Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
     return 0
@@ -164,6 +172,27 @@ def _measure_together(options: argparse.Namespace, runs: Path, files: dict[str, 
     _print(f"\n{counted} streams at once: first minibatch of each {first:.2f} s after the worker group runs")
     _print_breakdown(steps_to_first)
     return {f"stream.{counted}.first_batch_s": first}
+
+
+# --- storage --------------------------------------------------------------------------------------------------------
+
+
+def _measure_packed(options: argparse.Namespace, _folder: Path) -> dict[str, float]:
+    _print("\npacked storage against file by file, on an S3 store that counts; a windowed shuffle against a full one")
+    return packed.mixing() | packed.requests_if_served(options.examples or packed.EXAMPLES)
+
+
+def _measure_scale(_options: argparse.Namespace, _folder: Path) -> dict[str, float]:
+    _print(f"\nmanifests of {SCALE_ROWS:,} rows (`jobs/bench.py scale --rows 10M 100M` for more)")
+    return scale.measure_and_print([SCALE_ROWS], scale.KINDS)[0]
+
+
+_MEASURES = {
+    "decoders": _measure_decoders,
+    "streams": _measure_streams,
+    "packed": _measure_packed,
+    "scale": _measure_scale,
+}
 
 
 # --- printing -------------------------------------------------------------------------------------------------------

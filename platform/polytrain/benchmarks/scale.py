@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ GROUP, SHARD = 40, 64
 
 CLASSES = 1000
 STEPS = 1_000_000
+KINDS = ("files", "packed")
 DISK_PER_ROW = 100
 """Bytes an example that a size takes at most below TMPDIR: the manifest and what is mapped of it."""
 
@@ -51,9 +53,7 @@ COLUMNS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", nargs="+", type=_count, default=[1_000_000, 10_000_000], metavar="N",
                         help="sizes of the manifests, such as 1M 10M 100M (1M 10M)")  # fmt: skip
-    parser.add_argument(
-        "--kind", nargs="+", choices=("files", "packed"), default=["files", "packed"], help="of storage"
-    )
+    parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS), help="of storage")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, one flat object")
 
 
@@ -71,11 +71,19 @@ def _count(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print. Returns the exit code: 1 where a size did not fit this machine's disk."""
+    figures, left_out = measure_and_print(options.rows, options.kind)
+    if options.json:
+        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
+    return 1 if left_out else 0
+
+
+def measure_and_print(sizes: Sequence[int], kinds: Sequence[str]) -> tuple[dict[str, float], int]:
+    """Figures of each size and kind, and how many were left out for want of disk space."""
     figures: dict[str, float] = {}
     left_out = 0
     print("".join(f"{title:>13}" for title in ("rows", "stored as", *COLUMNS)))
-    for rows in options.rows:
-        for kind in options.kind:
+    for rows in sizes:
+        for kind in kinds:
             needed = DISK_PER_ROW * rows
             if shutil.disk_usage(tempfile.gettempdir()).free < 2 * needed:
                 print(f"{rows:,} {kind}: left out, wants {2e-9 * needed:.0f} GB free in {tempfile.gettempdir()}")
@@ -85,9 +93,7 @@ def run(options: argparse.Namespace) -> int:
             cells = (f"{found[name]:.{digits}f} {unit}" for name, unit, digits in COLUMNS.values())
             print("".join(f"{cell:>13}" for cell in (f"{rows:,}", kind, *cells)), flush=True)
             figures |= {f"scale.{kind}.{rows}.{name}": value for name, value in found.items()}
-    if options.json:
-        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
-    return 1 if left_out else 0
+    return figures, left_out
 
 
 def measure(rows: int, kind: str) -> dict[str, float]:

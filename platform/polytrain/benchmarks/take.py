@@ -163,7 +163,7 @@ def take_with_ray(recipe: Any, source: StreamSource, decoders: int, folder: Path
     import ray
 
     moments["ray imported"] = time.time()
-    connect()
+    connect(decoders + 1)  # as many processes decode as the opponent has, beside the worker
     moments["ray.init"] = time.time()
     from ray.train import RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer

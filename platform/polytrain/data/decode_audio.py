@@ -217,14 +217,8 @@ def _mono(channels: np.ndarray, silence: int, loudest: int) -> np.ndarray:
     return sound
 
 
-# FFmpeg's sample formats -> NumPy's type, silence, loudest.
-_SAMPLE_FORMATS = {
-    "u8": ("u1", 128, 2**7),
-    "s16": ("i2", 0, 2**15),
-    "s32": ("i4", 0, 2**31),
-    "flt": ("f4", 0, 1),
-    "dbl": ("f8", 0, 1),
-}
+# FFmpeg's sample formats -> silence, loudest.
+_SAMPLE_FORMATS = {"u8": (128, 2**7), "s16": (0, 2**15), "s32": (0, 2**31), "flt": (0, 1), "dbl": (0, 1)}
 
 
 class _Compressed:
@@ -315,12 +309,8 @@ class _Compressed:
         first = frames[0]
         if any(frame.layout.name != first.layout.name or frame.format.name != first.format.name for frame in frames):
             raise DecodeError("its channels or sample format change on the way")
-        dtype, silence, loudest = _SAMPLE_FORMATS[first.format.packed.name]
-        a_sample = first.layout.nb_channels if first.format.is_packed else 1
-        # Frames are short (23 ms): to_ndarray() for each would cost more than decoding them. Planes end in padding.
-        planes = [
-            np.concatenate([np.frombuffer(frame.planes[i], dtype)[: frame.samples * a_sample] for frame in frames])
-            for i in range(len(first.planes))
-        ]
-        samples = planes[0].reshape(-1, a_sample).T if first.format.is_packed else np.stack(planes)
+        silence, loudest = _SAMPLE_FORMATS[first.format.packed.name]
+        samples = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
+        if first.format.is_packed:
+            samples = samples.reshape(-1, first.layout.nb_channels).T
         return _mono(samples, silence, loudest)
