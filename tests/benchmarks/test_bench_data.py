@@ -131,6 +131,7 @@ def test_decoders_are_measured_and_their_reaches_told(tmp_path):
         assert f"  {key} " in printed.partition("reaches")[2]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_streams_are_measured_against_the_dataloader_alone_and_together(tmp_path):
     printed, figures = bench(tmp_path, "--only", "streams", "--modality", "image", "audio", "--examples", "8")

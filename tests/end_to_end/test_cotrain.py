@@ -121,7 +121,7 @@ def test_a_worker_killed_in_mid_run_changes_nothing(runner, tiny, recipe_file, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["start.json", "checkpoints/step_000000012"])
+@pytest.mark.parametrize("moment", [pytest.param("start.json", marks=pytest.mark.soak), "checkpoints/step_000000012"])
 def test_a_job_killed_at_any_moment_goes_on_to_bitwise_the_same_weights(
     runner, tiny, recipe_file, tmp_path, finished, losses, moment
 ):
@@ -221,6 +221,7 @@ def test_an_unreachable_tracking_server_is_told_and_everything_is_logged_locally
     assert sum(len(values) for name, values in losses(only_run(tmp_path / "runs")).items() if "train/" in name) == 20
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_accumulated_gradients_train_too(runner, tiny, recipe_file, tmp_path, losses):
     runner.run(recipe_file(tiny), "schedule=accumulated")
@@ -228,6 +229,7 @@ def test_accumulated_gradients_train_too(runner, tiny, recipe_file, tmp_path, lo
     assert all([step for step, _ in history[f"train/{task}/loss"]] == list(range(1, 7)) for task in tiny["tasks"])
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_second_driver_of_the_same_run_is_refused(runner, tiny, recipe_file):
     job = runner.start(recipe_file(tiny))

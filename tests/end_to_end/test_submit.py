@@ -57,7 +57,7 @@ def cluster(runner):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["token", "disabled"])
+@pytest.mark.parametrize("mode", ["token", pytest.param("disabled", marks=pytest.mark.soak)])
 def test_a_submitted_job_trains_and_prints_its_table(cluster, tiny, recipe_file, tmp_path, mode):
     ray = cluster(mode)
     output = ray("job", "submit", "--", "python", "jobs/cotrain.py", str(recipe_file(tiny)))
@@ -66,6 +66,7 @@ def test_a_submitted_job_trains_and_prints_its_table(cluster, tiny, recipe_file,
     assert (only_run(tmp_path / "runs") / "final" / "model.safetensors").exists()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_local_run_works_while_a_cluster_is_up_and_a_job_after_it(cluster, runner, tiny, recipe_file, tmp_path):
     """As `make test` does with a cluster running: a local run is its own Ray, whatever else runs on the machine."""

@@ -92,6 +92,7 @@ def test_a_trial_costs_little_beyond_its_steps_once_the_first_has_run(swept):
     assert sorted(row["start_up_s"] for row in table)[len(table) // 2] < 6
 
 
+@pytest.mark.soak
 def test_a_trial_learns_what_a_co_training_of_its_one_task_learns(swept, runner, recipe_file, tiny, tmp_path, losses):
     """The same loop: the same losses, step by step."""
     tiny["tasks"] = {"colours": tiny["tasks"]["colours"] | {"lr": 0.1}}
@@ -122,6 +123,7 @@ def test_a_widened_grid_runs_only_what_is_new_and_a_repeat_nothing(swept, runner
     assert linked == {run.info.run_id for run in after if run.data.tags["polytrain.task"] == "moves"}
 
 
+@pytest.mark.soak
 def test_another_output_folder_finds_finished_trials_in_mlflow(swept, runner, tmp_path):
     recipe, output, _ = swept
     store = f"tracking.uri=sqlite:///{output / 'mlflow.db'}"
@@ -165,6 +167,7 @@ def test_a_sweep_killed_in_the_middle_finishes_only_what_is_missing(runner, tiny
         assert json.loads(Path(path).read_text())["seconds"] == json.loads(content)["seconds"]
 
 
+@pytest.mark.soak
 def test_a_sweep_asked_to_stop_stops_and_goes_on_with_the_same_command(runner, tiny, recipe_file, tmp_path):
     output = tmp_path / "runs"
     tiny["tasks"]["colours"]["steps"] = 4000
@@ -205,6 +208,7 @@ def test_diverging_and_crashing_trials_are_recorded_and_the_others_win(runner, t
     assert len(runs(tmp_path / "runs", "trial")) == 3
 
 
+@pytest.mark.soak
 def test_a_trial_whose_process_dies_is_run_once_more(runner, tiny, recipe_file, tmp_path):
     tiny["tasks"]["colours"]["steps"] = 1000
     output = tmp_path / "runs"
