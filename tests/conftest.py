@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from small_media import WRITERS, make_task, tiny_recipe
+from store_server import Proxy, s3_server
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +34,34 @@ def recipe_file(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """A real S3 server; the environment leads to it."""
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(s3):
+    """A proxy before the S3 server that is slow or fails as told."""
+    with Proxy(s3.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def quick_tries(monkeypatch):
+    """Requests to a store are repeated after hundredths of a second instead of tenths."""
+    monkeypatch.setattr("polytrain.data.storage.FIRST_PAUSE_S", 0.01)
+
+
+@pytest.fixture
+def one_thread():
+    """torch computes in one thread: sums are the same everywhere."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

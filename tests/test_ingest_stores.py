@@ -10,24 +10,8 @@ from polytrain.data import manifest, storage
 from polytrain.data.examples import examples_of
 from polytrain.data.manifest import ManifestError
 from polytrain.ingest import prepare_command
-from store_server import Proxy, s3_server
 
-
-@pytest.fixture(scope="module")
-def s3():
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def proxy(s3):
-    with Proxy(s3.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(storage, "FIRST_PAUSE_S", 0.01)
+pytestmark = pytest.mark.usefixtures("quick_tries")
 
 
 @pytest.fixture
@@ -147,7 +131,7 @@ def test_a_table_in_a_store_names_files_there(bucket, tmp_path, capsys):
 
 def test_a_recipe_names_a_manifest_in_a_store(bucket, recipe_file, tmp_path):
     from polytrain.experiment import open_experiment
-    from polytrain.recipe import load
+    from polytrain.recipe_file import load
 
     prepare(f"{bucket}/photos", bucket)
     task = {"modality": "image", "manifest": f"{bucket}/manifest.parquet", "steps": 3, "lr": 0.1, "batch_size": 4}

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from polytrain.recipe import Recipe, RecipeError, byte_count, check, describe, load
+from polytrain.recipe import Recipe, RecipeError, byte_count, check, describe
+from polytrain.recipe_file import load
 
 SMALLEST = {
     "modalities": {"image": {"size": [64, 64], "patch": [8, 8]}},

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from polytrain.recipe import RecipeError, check, load
+from polytrain.recipe import RecipeError, check
+from polytrain.recipe_file import load
 from polytrain.sweep.outcome import FINISHED, Ended, Row, write_best
 from polytrain.sweep.points import open_space
 from polytrain.sweep.reuse import with_hparams

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from polytrain.data.manifest import ManifestError
-from polytrain.recipe import RecipeError, describe, load
+from polytrain.recipe import RecipeError, describe
+from polytrain.recipe_file import load
 from polytrain.run_folder import BusyError
 
 BAD_INPUT = 2

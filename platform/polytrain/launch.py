@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polytrain import figures
-from polytrain.cluster import connect
+from polytrain.cluster import Fit, connect
 from polytrain.data import sample_suite
 from polytrain.data.manifest import Manifest
 from polytrain.experiment import Experiment, all_splits, open_experiment
@@ -259,16 +259,7 @@ def _fit(experiment: Experiment, manifests: list[Manifest], run: RunFolder, live
             source, str(run.path), modalities=len(modalities), cpus=cpus, memory_budget=recipe.data.memory_budget
         ),
     )
-    ended: dict[str, BaseException] = {}
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            ended["error"] = error
-
-    # In a thread of its own: Ray would take Ctrl-C for itself there, and abort without a checkpoint.
-    thread = threading.Thread(target=fit, name="trainer", daemon=True)
+    thread = Fit(trainer.fit)
     thread.start()
     attempt = 0
     while thread.is_alive():
@@ -281,7 +272,7 @@ def _fit(experiment: Experiment, manifests: list[Manifest], run: RunFolder, live
             live.show(progress)
         thread.join(0.2)
     shutil.rmtree(run.path / "ray_train", ignore_errors=True)
-    return _short(ended["error"]) if "error" in ended else None
+    return _short(thread.error) if thread.error else None
 
 
 def _trainer_class(workers: int) -> type:

@@ -345,7 +345,8 @@ def recipe_named(path: str | None, task: str | None) -> tuple[Recipe | None, Tas
         if task is not None:
             raise ManifestError("--task names a task of --recipe, which is not given")
         return None, None
-    from polytrain.recipe import RecipeError, load
+    from polytrain.recipe import RecipeError
+    from polytrain.recipe_file import load
 
     try:
         recipe = load(path)

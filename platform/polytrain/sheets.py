@@ -7,6 +7,7 @@ training worker draws a sheet in a tenth of a second.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,7 +109,7 @@ def _heading(heading: Heading) -> Pillow.Image:
 # ---------------------------------------------------------------------------------------------------------- tiles
 
 
-class Tiles:
+class Tiles(ABC):
     """Examples in rows of equal width, each with its caption. A modality says how one is drawn."""
 
     most_columns: int
@@ -126,11 +127,11 @@ class Tiles:
         """What a reader needs to know before the first example."""
         return None
 
+    @abstractmethod
     def picture(self, media: np.ndarray) -> Pillow.Image:
         """One example, at most `self.width` pixels wide."""
-        raise NotImplementedError
 
-    def axes(self, draw: ImageDraw.ImageDraw, left: int, top: int, picture: Pillow.Image, first: bool) -> None:
+    def axes(self, draw: ImageDraw.ImageDraw, left: int, top: int, picture: Pillow.Image, first: bool) -> None:  # noqa: B027
         """Scales around an example that was drawn at `left`, `top`; `first`: the row's first."""
 
     def drawn(self) -> Pillow.Image:

@@ -10,13 +10,7 @@ from photos import photo, pixels
 from polytrain.data import augment
 from polytrain.data.augment import apply
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_grey_is_torchvisions():

@@ -11,13 +11,7 @@ from polytrain.data.augment import apply
 from polytrain.data.augmentation import OPERATIONS
 from polytrain.data.randaugment import BY_NAME, level, solarize_add
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 THEIRS = {

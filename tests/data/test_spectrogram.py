@@ -13,12 +13,7 @@ SMALL = Audio(sample_rate=16000, seconds=0.96, mel_bins=64, patch=(8, 8))
 PAPER = Audio(sample_rate=16000, seconds=8.0, mel_bins=128, patch=(16, 16))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def noise(geometry, batch, seed=0):

@@ -15,7 +15,7 @@ from polytrain.data.spectrogram import LogMel
 from polytrain.data.statistics import Moments, input_statistics
 from polytrain.ingest import prepare_command
 from polytrain.modalities import Audio, Image
-from polytrain.recipe import load
+from polytrain.recipe_file import load
 from small_media import make_task
 
 TONES = Audio(sample_rate=8000, seconds=0.3, mel_bins=16, patch=(2, 8), mean=3.0, deviation=7.0)

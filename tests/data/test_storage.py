@@ -7,24 +7,8 @@ import pytest
 
 from polytrain.data import storage
 from polytrain.data.storage import StorageError
-from store_server import Proxy, s3_server
 
-
-@pytest.fixture(scope="module")
-def s3():
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def proxy(s3):
-    with Proxy(s3.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(storage, "FIRST_PAUSE_S", 0.01)
+pytestmark = pytest.mark.usefixtures("quick_tries")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from polytrain.cluster import connect
 from polytrain.data.reading import StreamSource, TaskMedia
 from polytrain.data.stream import Stream, Streams, stream_names
 from polytrain.experiment import all_splits, open_experiment
-from polytrain.recipe import load
+from polytrain.recipe_file import load
 from polytrain.run_folder import RunFolder
 
 

@@ -10,7 +10,7 @@ from polytrain.data.device import DeviceInputs
 from polytrain.data.views import views_at_test
 from polytrain.experiment import all_splits, open_experiment
 from polytrain.model.polyvit import PolyViT
-from polytrain.recipe import load
+from polytrain.recipe_file import load
 from polytrain.training import checkpoint
 
 

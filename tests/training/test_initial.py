@@ -17,9 +17,8 @@ from polytrain.model.pretrained import WeightsError
 from polytrain.recipe import RecipeError, check
 from polytrain.training import checkpoint
 from polytrain.training.initial import local_copy, put_in_place
-from store_server import s3_server
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @torch.no_grad()
@@ -211,12 +210,6 @@ def test_weights_without_their_checkpoint_are_sent_back_to_it(tiny, tmp_path):
 
 
 # --- from a store -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def s3():
-    with s3_server() as server:
-        yield server
 
 
 def test_weights_in_a_store_are_fetched_with_their_config(tiny, vit, s3):

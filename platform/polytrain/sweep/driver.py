@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polytrain.cluster import connect
+from polytrain.cluster import Fit, connect
 from polytrain.launch import FAILED, STOPPED, cpus_for, flat, git_commit, make_sample_suite
 from polytrain.launch import FINISHED as OK
 from polytrain.recipe import Recipe, RecipeError
@@ -193,17 +193,8 @@ class _Sweep:
         connect(cpus_for(self.recipe))
         setting, concurrent, resources = self._budget()
         self.setting = setting
-        ended: dict[str, BaseException] = {}
-        tuner = self._tuner(setting, concurrent, resources, left)
-
-        def fit() -> None:
-            try:
-                tuner.fit()
-            except BaseException as error:
-                ended["error"] = error
-
-        # In a thread of its own, beside which this one shows how far it is and hears signals.
-        thread = threading.Thread(target=fit, name="tune", daemon=True)
+        thread = Fit(self._tuner(setting, concurrent, resources, left).fit)
+        # Beside it this thread shows how far it is and hears signals.
         with self._stops():
             thread.start()
             while thread.is_alive():
@@ -214,8 +205,8 @@ class _Sweep:
                 thread.join(0.5)
         self.display.clear()
         shutil.rmtree(self.run.path / "tune", ignore_errors=True)
-        if "error" in ended:
-            self.notices.append(f"Ray Tune ended with an error: {_last_line(ended['error'])}")
+        if thread.error:
+            self.notices.append(f"Ray Tune ended with an error: {_last_line(thread.error)}")
 
     def _budget(self) -> tuple[Setting, int, dict[str, float]]:
         """How many trials run at a time, and what each gets: training, decoding, memory, a share of a GPU."""
