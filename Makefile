@@ -31,12 +31,13 @@ cotrain: setup
 ui: setup
 	@MLFLOW_DISABLE_TELEMETRY=true .venv/bin/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db
 
+# Two files at a time: tests wait for processes more than they compute.
 test: setup
-	.venv/bin/python -m pytest -m "not slow"
+	.venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 # TESTS='-m "not soak"' leaves out those for which CI has no time.
 test-all: setup
-	.venv/bin/python -m pytest --durations=20 $(TESTS)
+	.venv/bin/python -m pytest -n 2 --dist loadfile --durations=40 $(TESTS)
 
 lint: setup
 	.venv/bin/ruff check
@@ -49,7 +50,7 @@ format: setup
 
 # Exact versions of everything, for every platform, without the name of any package host.
 lock: setup
-	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --group dev --no-header \
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --group dev --all-extras --no-header \
 		--no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.lock
 
 clean:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from small_media import WRITERS, make_task, tiny_recipe
+from small_media import WRITERS, make_checkpoint, make_task, tiny_recipe
 from store_server import Proxy, s3_server
 
 
@@ -22,6 +22,13 @@ def media(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture
 def tiny(media, tmp_path) -> dict:
     return tiny_recipe(media, tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of_three(media, tmp_path_factory) -> Path:
+    """A checkpoint of three modalities over `media`, as a run writes it: two image tasks (colours, hues), a video task
+    (moves) and two audio tasks (pitches with one label, tones with several); random weights everywhere."""
+    return make_checkpoint(media, tmp_path_factory.mktemp("three"))
 
 
 @pytest.fixture

@@ -98,3 +98,40 @@ def tiny_recipe(media: dict[str, Path], output: Path) -> dict:
         "train": {"precision": "fp32", "checkpoint_every": 6, "eval_every": 8, "log_every": 5, "threads": 1},
         "output": str(output),
     }  # fmt: skip
+
+
+def make_checkpoint(media: dict[str, Path], folder: Path) -> Path:
+    """A checkpoint of five tasks with random weights, heads too, as training writes it; its folder is returned."""
+    import torch
+    from torch import nn
+
+    from polytrain.experiment import open_experiment
+    from polytrain.model.polyvit import PolyViT
+    from polytrain.recipe import check
+    from polytrain.training import checkpoint
+    from polytrain.training.description import description
+
+    tree = tiny_recipe(media, folder / "runs")
+    tree["tasks"]["hues"] = tree["tasks"]["colours"] | {"steps": 3}
+    tree["tasks"]["pitches"] = tree["tasks"]["tones"] | {"manifest": str(media["audio"])}
+    recipe = check(tree)
+    experiment, _ = open_experiment(recipe)
+    torch.manual_seed(0)
+    model = PolyViT(experiment.architecture)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    state = {
+        "format": 1,
+        "step": experiment.schedule.steps,
+        "plan_digest": experiment.plan.digest,
+        "manifests": experiment.state_digests(),
+        "architecture": experiment.architecture.plain(),
+        "classes": {task.name: list(task.classes) for task in experiment.tasks},
+        "tasks": experiment.described_tasks(),
+        "trained": experiment.trained,
+        **description(experiment.architecture.modalities, recipe),
+        "progress": {"step": experiment.schedule.steps, "best": {}, "validation": {}, "bad": {}, "seconds": 0.0},
+    }
+    checkpoint.save(folder / "final", model=model, optimizer=None, recipe_yaml=recipe.yaml(), state=state)
+    return folder / "final"

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 # Read by Ray as it starts, in this process and in its workers. A quicker look at the worker group saves three seconds
 # at the end of a run; preemption is answered by restarting from the newest checkpoint anyway.
@@ -22,10 +23,18 @@ SETTINGS = {
     "RAY_worker_niceness": "0",
 }
 
+# What makes Ray use the loopback address on macOS and Windows makes it do so here. Otherwise a dozen ports of a run on
+# one machine would be open to its network.
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
 
 def connect(cpus: int | None = None) -> bool:
-    """Join Ray without its chatter; a Ray started here gets `cpus` (its cores). Says whether it was joined just now."""
-    for key, value in SETTINGS.items():
+    """Join Ray without its chatter; a Ray started here gets `cpus` (its cores) and listens on loopback only.
+
+    Says whether it was joined just now.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    for key, value in (SETTINGS if address else SETTINGS | LOOPBACK).items():
         os.environ.setdefault(key, value)
     import ray
 
@@ -33,17 +42,30 @@ def connect(cpus: int | None = None) -> bool:
         return False
     # Workers' own printing is Ray's chatter to a user: what matters comes through the run folder.
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
+    if address:
         ray.init(**quiet)
     else:
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        _start(num_cpus=cpus, include_dashboard=False, **quiet)
     return True
 
 
+def _start(**settings: Any) -> None:
+    """A Ray of our own. Ray gives a node 30 s to come up, which a busy laptop may not keep: once more, then."""
+    import ray
+
+    try:
+        ray.init(address="local", **settings)
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        ray.shutdown()
+        ray.init(address="local", **settings)
+
+
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """Within the block Ray is there; what was started here ends with it."""
-    here = connect()
+def joined(cpus: int | None = None) -> Iterator[None]:
+    """Within the block Ray is there; what was started here, with `cpus` (its cores), ends with it."""
+    here = connect(cpus)
     try:
         yield
     finally:

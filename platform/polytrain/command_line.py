@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from polytrain.data.manifest import ManifestError
+from polytrain.data.storage import StorageError
+from polytrain.predict import InputError
 from polytrain.recipe import RecipeError, describe
 from polytrain.recipe_file import load
 from polytrain.run_folder import BusyError
+from polytrain.secrecy import without_secrets
+from polytrain.training.checkpoint import CheckpointError
 
-BAD_INPUT = 2
+BAD_INPUT, FAULT = 2, 1
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 """The recipes that come with the repository; jobs run from a checkout."""
 
@@ -60,7 +65,7 @@ def sweep_command(usage: str, arguments: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         path, overrides = split_words(options.words)
-        recipe = load(path or RECIPES / "sample.yaml", [_selecting_tasks(word) for word in overrides])
+        recipe = load(path or RECIPES / "sample.yaml", [selecting_tasks(word) for word in overrides])
         from polytrain.sweep import driver
 
         return driver.dry_run(recipe) if options.dry_run else driver.sweep(recipe)
@@ -68,7 +73,7 @@ def sweep_command(usage: str, arguments: Sequence[str] | None = None) -> int:
     return told(run)
 
 
-def _selecting_tasks(word: str) -> str:
+def selecting_tasks(word: str) -> str:
     """`tasks=[a,b]` selects tasks; as an override it would replace them."""
     key, _, value = word.partition("=")
     if key != "tasks":
@@ -88,8 +93,8 @@ def told(run: Callable[[], int]) -> int:
     """Run a command; what the user got wrong is one message on stderr and exit code 2, never a traceback."""
     try:
         return run()
-    except (RecipeError, ManifestError, BusyError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (RecipeError, ManifestError, CheckpointError, InputError, BusyError, StorageError) as error:
+        print(f"error: {without_secrets(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         return 130
@@ -97,3 +102,6 @@ def told(run: Callable[[], int]) -> int:
         # The reader (head, less) has seen enough; Python must not complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception:  # a fault of polytrain's or of a library's, whose words are not ours
+        print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+        return FAULT

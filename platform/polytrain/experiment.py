@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from polytrain.data import manifest as manifests
 from polytrain.data import storage
@@ -22,6 +25,8 @@ from polytrain.model.architecture import Architecture, Head
 from polytrain.plan import Groups, Plan, PlannedTask
 from polytrain.recipe import NO_SMOOTHING, Recipe, RecipeError
 from polytrain.schedule import Budget, Schedule, make_schedule
+from polytrain.trained import TrainedTask
+from polytrain.training.kept import Kept, kept_before, kept_by
 
 if TYPE_CHECKING:
     from polytrain.model.pretrained import Report
@@ -45,6 +50,8 @@ class Task:
     augmentation: Augmentation
     manifest: str
     digest: str
+    kept: bool = False
+    """`train.freeze`: its head stays as `model.init` has it; the task is judged in the test, not trained."""
 
     @property
     def metric(self) -> str:
@@ -62,10 +69,34 @@ class Experiment:
     architecture: Architecture
     initial: Report | None = None
     """What `model.init` fills."""
+    carried: tuple[TrainedTask, ...] = ()
+    """`train.freeze`: tasks of `model.init` that the recipe does not name; every checkpoint serves them, too."""
 
     @property
     def schedule(self) -> Schedule:
         return self.plan.schedule
+
+    @property
+    def modalities(self) -> list[str]:
+        """Those that are read; carried tasks may have others."""
+        return [name for name in self.architecture.modalities if name in {task.modality for task in self.tasks}]
+
+    @property
+    def trained(self) -> list[str]:
+        """The tasks that steps are dealt to."""
+        return [task.name for task in self.tasks if not task.kept]
+
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """Class names by task, in the order of the architecture's heads."""
+        known = {task.name: task.classes for task in (*self.tasks, *self.carried)}
+        return {name: known[name] for name in self.architecture.tasks}
+
+    def described_tasks(self) -> dict[str, dict[str, Any]]:
+        """What a stranger must know of every task that the checkpoints serve."""
+        keys = ("modality", "multi_label", "loss", "metric")
+        known = {task.name: task for task in (*self.tasks, *self.carried)}
+        return {name: {key: getattr(known[name], key) for key in keys} for name in self.architecture.tasks}
 
     def state_digests(self) -> dict[str, str]:
         """Each task's manifest digest: a checkpoint goes on only with the same examples."""
@@ -81,7 +112,7 @@ def open_experiment(
 ) -> tuple[Experiment, list[Manifest]]:
     """Read a recipe's manifests and put the experiment together, with a final test or without (`test`).
 
-    `begun` is the architecture that the run's checkpoints tell of, if it has any: then `model.init` is not looked at.
+    `begun` is the state of a checkpoint of the run, if it has any: then `model.init` is not looked at.
     Raises RecipeError with a line a fault.
     """
     faults: list[str] = []
@@ -96,13 +127,16 @@ def open_experiment(
         faults += [f"tasks.{name}.{fault}" for fault in _disagreements(settings, manifest)]
     if faults:
         raise RecipeError("\n".join(faults))
-    tasks = tuple(_task(recipe, name, manifest) for name, manifest in zip(recipe.tasks, read, strict=True))
-    budgets = [Budget(settings.steps, settings.warmup_steps, settings.lr) for settings in recipe.tasks.values()]
-    try:
-        schedule = make_schedule(recipe.schedule, budgets, recipe.seed)
-    except ValueError as error:
-        raise RecipeError(f"schedule: {error}") from None
-    sizes_of_each = [manifest.sizes | ({} if test else {"test": 0}) for manifest in read]
+    kept = Kept("")
+    if recipe.train.freeze:
+        kept = kept_before(begun, recipe.model.init) if begun else kept_by(recipe.model)
+    tasks = tuple(_task(recipe, name, manifest, kept) for name, manifest in zip(recipe.tasks, read, strict=True))
+    _check_kept(tasks, kept)
+    schedule = _schedule(recipe, tasks)
+    sizes_of_each = [
+        manifest.sizes | ({} if test else {"test": 0}) | ({"val": 0} if task.kept else {})
+        for task, manifest in zip(tasks, read, strict=True)
+    ]
     planned = [
         PlannedTask(
             t.name,
@@ -131,14 +165,62 @@ def open_experiment(
             for t in tasks
         },
     )
-    initial = None
+    architecture = kept.union(model, architecture)
+    experiment = Experiment(recipe, tasks, plan, architecture, carried=kept.carried(recipe.tasks))
     if model.init and begun:
-        architecture = replace(architecture, norm_eps=begun["norm_eps"], gelu=begun["gelu"])
+        told = begun["architecture"]
+        architecture = replace(architecture, norm_eps=told["norm_eps"], gelu=told["gelu"])
+        experiment = replace(experiment, architecture=architecture)
     elif model.init:
         from polytrain.training.initial import judge  # torch, for those alone who start from weights
 
-        architecture, initial = judge(model, architecture, {t.name: t.classes for t in tasks})
-    return Experiment(recipe, tasks, plan, architecture, initial), read
+        frozen = recipe.train.freeze is not None
+        architecture, initial = judge(model, architecture, experiment.classes, frozen=frozen)
+        experiment = replace(experiment, architecture=architecture, initial=initial)
+    return experiment, read
+
+
+def _schedule(recipe: Recipe, tasks: Sequence[Task]) -> Schedule:
+    """Which task each step takes: never one that is kept. Raises RecipeError."""
+    budgets = [Budget(settings.steps, settings.warmup_steps, settings.lr) for settings in recipe.tasks.values()]
+    trained = [number for number, task in enumerate(tasks) if not task.kept]
+    try:
+        schedule = make_schedule(recipe.schedule, [budgets[number] for number in trained], recipe.seed)
+    except ValueError as error:
+        raise RecipeError(f"schedule: {error}") from None
+    rates = tuple(budget.lr for budget in budgets)
+    return replace(schedule, draws=np.array(trained, np.int16)[schedule.draws], rates=rates)
+
+
+def _check_kept(tasks: Sequence[Task], kept: Kept) -> None:
+    """What a frozen checkpoint and a recipe's tasks do not agree on. Raises RecipeError."""
+    faults = []
+    for task in tasks:
+        known = kept.tasks.get(task.name)
+        if known and known.modality != task.modality:
+            faults.append(
+                f"tasks.{task.name}: {kept.place} has a task of that name that reads {known.modality}; train.freeze "
+                f"keeps it, and the new one needs another name"
+            )
+        elif known and known.classes != task.classes:
+            faults.append(
+                f"tasks.{task.name}: {kept.place} has a task of that name with other classes, "
+                f"{len(known.classes)} of them, {task.manifest} has {len(task.classes)}: {_difference(known, task)}; "
+                f"train.freeze keeps its head, and the new one needs another name"
+            )
+    if not faults and all(task.kept for task in tasks):
+        faults.append(
+            f"tasks: {kept.place} has heads for all of them, which train.freeze keeps: nothing is left to train"
+        )
+    if faults:
+        raise RecipeError("\n".join(faults))
+
+
+def _difference(known: TrainedTask, task: Task) -> str:
+    """The first class that differs."""
+    pairs = zip_longest(known.classes, task.classes)
+    number, (theirs, ours) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+    return f"class {number} is {theirs or 'none'} there and {ours or 'none'} here"
 
 
 def _groups(recipe: Recipe, manifest: Manifest) -> Groups | None:
@@ -146,7 +228,7 @@ def _groups(recipe: Recipe, manifest: Manifest) -> Groups | None:
     return packed and Groups(packed["train"].sizes, recipe.data.shuffle_window)
 
 
-def _task(recipe: Recipe, name: str, manifest: Manifest) -> Task:
+def _task(recipe: Recipe, name: str, manifest: Manifest, kept: Kept) -> Task:
     settings = recipe.tasks[name]
     return Task(
         name=name,
@@ -160,6 +242,7 @@ def _task(recipe: Recipe, name: str, manifest: Manifest) -> Task:
         augmentation=augmentation(settings.augment, settings.augment_magnitude),
         manifest=settings.manifest,
         digest=manifest.digest,
+        kept=name in kept.tasks,
     )
 
 

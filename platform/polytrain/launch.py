@@ -9,20 +9,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polytrain import figures
 from polytrain.cluster import Fit, connect
-from polytrain.data import sample_suite
+from polytrain.data import sample_suite, storage
 from polytrain.data.manifest import Manifest
 from polytrain.experiment import Experiment, all_splits, open_experiment
 from polytrain.recipe import Recipe, RecipeError
-from polytrain.report import LiveLine, duration, plan_text, results_text
-from polytrain.run_folder import RunFolder
-from polytrain.tracking import Tracker, chosen_uri, local_uri
+from polytrain.report import LiveLine, duration, freeze_text, plan_text, results_text
+from polytrain.run_folder import RunFolder, open_run
+from polytrain.tracking import Tracker, artifact_root, chosen_uri, local_uri
+from polytrain.training.time_spent import shares_text
 
 if TYPE_CHECKING:
     from polytrain.data.reading import StreamSource
@@ -49,15 +50,14 @@ def cotrain(recipe: Recipe, *, fresh: bool = False) -> int:
     """
     make_sample_suite(recipe)
     recipe = with_hparams(recipe)
-    run = RunFolder(Path(recipe.output) / recipe.run_name)
+    run = open_run(storage.join(recipe.output, recipe.run_name))
     # A run that goes on needs `model.init` no more, which may be gone by now.
     states = [] if fresh else run.checkpoint_states()
-    begun = next((state["architecture"] for state in states if "architecture" in state), None)
+    begun = next((state for state in states if "architecture" in state), None)
     experiment, manifests = open_experiment(recipe, begun=begun)
-    lock = run.lock()
-    try:
+    with run.held(LiveLine().say) as still_held:
         if fresh:
-            _forget(run)
+            run.forget()
         result = run.result()
         if result.get("status") == "finished":
             print(f"{recipe.run_name} is finished; --fresh runs it anew.\n")
@@ -65,9 +65,7 @@ def cotrain(recipe: Recipe, *, fresh: bool = False) -> int:
             return FINISHED
         _check_continuation(experiment, run)
         run.clear_for_start()
-        return _train(experiment, manifests, run)
-    finally:
-        os.close(lock)
+        return _train(experiment, manifests, run, still_held)
 
 
 def with_hparams(recipe: Recipe) -> Recipe:
@@ -102,14 +100,6 @@ def make_sample_suite(recipe: Recipe) -> None:
         raise RecipeError(f"data.sample_suite: {error}") from None
 
 
-def _forget(run: RunFolder) -> None:
-    """--fresh: nothing of earlier attempts is left but the lock and what MLflow has."""
-    for entry in run.path.iterdir():
-        if entry.name == "driver.lock":
-            continue
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-
 def _check_continuation(experiment: Experiment, run: RunFolder) -> None:
     """Refuse to go on with a checkpoint that belongs to other examples."""
     states = [state for state in run.checkpoint_states() if state.get("plan_digest") != experiment.plan.digest]
@@ -122,15 +112,15 @@ def _check_continuation(experiment: Experiment, run: RunFolder) -> None:
         "\n".join(f"tasks.{t.name}.manifest: {t.manifest} is not what it was" for t in changed) or "the plan is another"
     )
     raise RecipeError(
-        f"{what}\nThe checkpoints in {run.checkpoints} were trained on other examples and can't be continued; put the "
-        f"manifest back, or start over with --fresh"
+        f"{what}\nThe checkpoints in {run.at('checkpoints')} were trained on other examples and can't be continued; "
+        f"put the manifest back, or start over with --fresh"
     )
 
 
 # --- the run ------------------------------------------------------------------------------------------------------
 
 
-def _train(experiment: Experiment, manifests: list[Manifest], run: RunFolder) -> int:
+def _train(experiment: Experiment, manifests: list[Manifest], run: RunFolder, still_held: Callable[[], None]) -> int:
     recipe = experiment.recipe
     live = LiveLine()
     live.say(f"{recipe.run_name}: {len(experiment.tasks)} tasks, {experiment.schedule.steps:,} steps")
@@ -139,6 +129,8 @@ def _train(experiment: Experiment, manifests: list[Manifest], run: RunFolder) ->
         (run.path / "init.txt").write_text(experiment.initial.full())
         if not run.checkpoint_states():
             live.say(experiment.initial.short())
+            if recipe.train.freeze:
+                live.say(freeze_text(experiment))
     with ThreadPoolExecutor(1) as beside:
         record = beside.submit(_open_record, experiment, manifests, run)
         connect(cpus_for(recipe))
@@ -150,11 +142,16 @@ def _train(experiment: Experiment, manifests: list[Manifest], run: RunFolder) ->
         live.say(tracker.notice)
     tracker.detach()
     with _stopping(run, live):  # after Ray, which installs a handler of its own
-        fault = _fit(experiment, manifests, run, live)
+        fault = _fit(experiment, manifests, run, live, still_held)
     result = run.result()
     status = result.get("status", "failed")
-    tracker = Tracker.resume(run.path)
+    tracker = Tracker.resume(run.path, handover=run.handover)
     ended = {"finished": "FINISHED", "stopped": "KILLED"}.get(status, "FAILED")
+    message = result.get("message") or fault or "the workers ended without a result"
+    if ended == "FAILED":
+        if not result:
+            run.write_result({"status": "failed", "message": message})
+        tracker.tags({"polytrain.error": message})
     notice = tracker.close(ended)
     if notice:
         live.say(notice)
@@ -164,8 +161,8 @@ def _train(experiment: Experiment, manifests: list[Manifest], run: RunFolder) ->
         return FINISHED
     if status == "stopped":
         live.say(f"Stopped after step {result['step']} with a checkpoint; the same command goes on from there.")
+        live.say(f"Until then: {_took(result)}")
         return STOPPED
-    message = result.get("message") or fault or "the workers ended without a result"
     print(f"{recipe.run_name} failed: {message}", file=sys.stderr)
     return FAILED
 
@@ -173,16 +170,16 @@ def _train(experiment: Experiment, manifests: list[Manifest], run: RunFolder) ->
 def _open_record(experiment: Experiment, manifests: list[Manifest], run: RunFolder) -> Tracker:
     """The MLflow run with everything known before the first step."""
     recipe = experiment.recipe
-    local = local_uri(Path(recipe.output))
+    local = local_uri(recipe.output)
     tracker = Tracker.open(
         run.path,
         uri=chosen_uri(recipe.tracking.uri, recipe.output),
         fallback_uri=local,
         experiment=recipe.tracking.experiment or recipe.name,
         run_name=recipe.run_name,
-        artifact_root=str(Path(recipe.output) / "mlartifacts"),
+        artifact_root=artifact_root(recipe.output),
         tags={
-            "polytrain.kind": "single_task" if len(experiment.tasks) == 1 else "cotrain",
+            "polytrain.kind": "single_task" if len(experiment.architecture.tasks) == 1 else "cotrain",
             "polytrain.schedule": recipe.schedule,
             "polytrain.plan_digest": experiment.plan.digest,
             "polytrain.git_commit": git_commit(),
@@ -190,6 +187,7 @@ def _open_record(experiment: Experiment, manifests: list[Manifest], run: RunFold
         | link_tags(recipe)
         | ({"polytrain.init": experiment.initial.kind} if experiment.initial else {}),
         params=flat(recipe.plain()),
+        handover=run.handover,
     )
     for task, manifest in zip(experiment.tasks, manifests, strict=True):
         profile = {"classes": len(task.classes), "modality": task.modality, **manifest.sizes}
@@ -230,8 +228,13 @@ def stream_source(experiment: Experiment, manifests: list[Manifest]) -> StreamSo
     return StreamSource(experiment.plan, media, recipe.data.decode_time_limit_s)
 
 
-def _fit(experiment: Experiment, manifests: list[Manifest], run: RunFolder, live: LiveLine) -> str | None:
-    """Train under Ray Train while this thread shows progress. Returns what went wrong, if the trainer failed."""
+def _fit(
+    experiment: Experiment, manifests: list[Manifest], run: RunFolder, live: LiveLine, still_held: Callable[[], None]
+) -> str | None:
+    """Train under Ray Train while this thread shows progress. Returns what went wrong, if the trainer failed.
+
+    Raises BusyError where another driver has taken the run over.
+    """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
@@ -242,13 +245,20 @@ def _fit(experiment: Experiment, manifests: list[Manifest], run: RunFolder, live
     gpu = resources.get("GPU", 0) >= train.workers if train.use_gpu == "auto" else train.use_gpu
     if gpu and resources.get("GPU", 0) < train.workers:
         return f"train.use_gpu: {train.workers} workers want a GPU each, Ray has {resources.get('GPU', 0):g}"
+    worker = {"CPU": 1} | ({"GPU": 1} if gpu else {}) | train.resources
+    for name, amount in train.resources.items():
+        if resources.get(name, 0) < amount * train.workers:
+            return (
+                f"train.resources: {train.workers} workers want {amount:g} {name} each, "
+                f"Ray has {resources.get(name, 0):g}"
+            )
     source = ray.put(stream_source(experiment, manifests))
-    modalities = list(experiment.architecture.modalities)
+    modalities = experiment.modalities
     cpus = recipe.data.decode_cpus or max(0.5, resources.get("CPU", 1) - train.workers)
     trainer = _trainer_class(train.workers)(
         lambda config: _train_on_worker(**config),
-        train_loop_config={"experiment": experiment, "source": [source], "run_folder": str(run.path)},
-        scaling_config=ScalingConfig(num_workers=train.workers, use_gpu=gpu, resources_per_worker=_worker(gpu)),
+        train_loop_config={"experiment": experiment, "source": [source], "run_folder": run.place},
+        scaling_config=ScalingConfig(num_workers=train.workers, use_gpu=gpu, resources_per_worker=worker),
         run_config=RunConfig(
             name=f"attempt-{time.time_ns()}",  # Ray would take a finished run of the same name for this one
             storage_path=str(run.path / "ray_train"),
@@ -256,21 +266,21 @@ def _fit(experiment: Experiment, manifests: list[Manifest], run: RunFolder, live
         ),
         datasets=dict.fromkeys(stream_names(modalities), _nothing),
         dataset_config=Streams(
-            source, str(run.path), modalities=len(modalities), cpus=cpus, memory_budget=recipe.data.memory_budget
+            source, run.place, modalities=len(modalities), cpus=cpus, memory_budget=recipe.data.memory_budget
         ),
     )
     thread = Fit(trainer.fit)
     thread.start()
     attempt = 0
     while thread.is_alive():
-        start = run.start()
+        still_held()
+        start, progress = run.news()
         if start and start["attempt"] != attempt:
             _say_start(start, attempt, experiment, live)
             attempt = start["attempt"]
-        progress = run.progress()
         if progress and attempt:
             live.show(progress)
-        thread.join(0.2)
+        thread.join(run.look_s)
     shutil.rmtree(run.path / "ray_train", ignore_errors=True)
     return _short(thread.error) if thread.error else None
 
@@ -293,16 +303,13 @@ def _train_on_worker(experiment: Experiment, source: list[Any], run_folder: str)
 
     from polytrain.training.start import Place, start
 
-    run = RunFolder(run_folder)
+    run = open_run(run_folder)
     media = ray.get(source[0])  # in a list, or Ray would have put the value in its place
-    begun = start(media, list(experiment.architecture.modalities), run, Place.in_worker_group())
+    begun = start(media, experiment.modalities, run, Place.in_worker_group())
     from polytrain.training import loop
 
     loop.cotrain(experiment, media, run, begun)
-
-
-def _worker(gpu: bool) -> dict[str, float]:
-    return {"CPU": 1, "GPU": 1} if gpu else {"CPU": 1}
+    run.close()
 
 
 def _nothing() -> None:
@@ -350,13 +357,19 @@ def _stopping(run: RunFolder, live: LiveLine) -> Iterator[None]:
 
 def _print_results(experiment: Experiment, run: RunFolder, result: dict[str, Any]) -> None:
     print(results_text(experiment, result))
-    print(f"\ntrained in {duration(result['seconds'])}; the model lies in {run.path / 'final'}")
+    print(f"\ntrained in {_took(result)}\nthe model lies in {run.at('final')}")
     record = run.record()
     print(f"MLflow run {record['run_id']} in {record['uri']}")
-    local = local_uri(Path(experiment.recipe.output))
+    local = local_uri(experiment.recipe.output)
     if record["uri"] == local:
         here = Path(experiment.recipe.output) == Path(__file__).parents[2] / "runs"
         print(f"To compare runs: {'make ui' if here else f'mlflow ui --backend-store-uri {local}'}")
+
+
+def _took(result: dict[str, Any]) -> str:
+    """How long the loop ran, and what that time was spent on."""
+    spent = result.get("spent")  # runs of before there were shares have none
+    return duration(result["seconds"]) + (f": {shares_text(spent)}" if spent else "")
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

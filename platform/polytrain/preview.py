@@ -185,7 +185,7 @@ def preview(
         has = ", ".join(name for name, size in sizes.items() if size)
         raise ManifestError(f"{manifest.uri}: has no example in {split}; it has {has}")
     rows = chosen(manifest, split, count, seed).tolist()
-    drawn_as, shown = shown_examples(manifest, split, rows, geometry)
+    drawn_as, shown = shown_examples(manifest, split, rows, geometry, Decoding(sys.stderr))
     bad = sum(bool(one.reason) for one in shown)
     which = f"{len(rows)} of {sizes[split]:,} in {split}, drawn evenly over the classes with seed {seed}"
     if len(rows) == sizes[split]:
@@ -203,19 +203,28 @@ def preview(
 
 
 def shown_examples(
-    manifest: Manifest, split: str, rows: Sequence[int], geometry: Geometry | None = None
+    manifest: Manifest,
+    split: str,
+    rows: Sequence[int],
+    geometry: Geometry | None = None,
+    line: LiveLine | None = None,
 ) -> tuple[Geometry, list[Shown]]:
-    """These rows of a split as a sheet draws them, and the geometry (of sounds: the one of all) that they came by."""
+    """These rows of a split as a sheet draws them, and the geometry (of sounds: the one of all) that they came by.
+
+    `line` is told how many are decoded.
+    """
     examples = examples_of(manifest)[split]
     with contextlib.closing(examples), ThreadPoolExecutor(min(8, len(rows))) as pool:
         contents = list(pool.map(partial(_content, examples), rows))
         files = list(pool.map(partial(about, manifest.modality), contents))
         geometries = [geometry] * len(rows) if geometry else whole(manifest.modality, files)
         clips = map(examples.clip, rows)
-        decoded, line = [], Decoding(sys.stderr)
+        decoded = []
         for found in pool.map(_decoded, geometries, contents, clips):
             decoded.append(found)
-            line.show({"done": len(decoded), "total": len(rows)})
+            if line is not None:
+                line.show({"done": len(decoded), "total": len(rows)})
+    if line is not None:
         line.say(f"{sum(not reason for _, reason in decoded):,} examples decoded")
     if manifest.modality == "audio":
         decoded = _log_mels(geometries[0], decoded)

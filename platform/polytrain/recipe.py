@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from polytrain import secrecy
+from polytrain.base_folder import base_folder
 from polytrain.data.augmentation import AUGMENTATIONS, fitting
 from polytrain.data.views import views_at_test
 from polytrain.modalities import MODALITIES, Audio, Geometry, Image, Video
@@ -28,7 +30,7 @@ SIZES = {
 }
 """PolyViT, section 5.1."""
 
-SWEEP_KEYS = ("grid", "search", "sweep", "hparams", "hparams_missing", "hparams_mismatch")
+SWEEP_KEYS = ("grid", "search", "sweep", "probe", "hparams", "hparams_missing", "hparams_mismatch")
 """Keys that say where hyperparameters come from, not what is trained."""
 
 
@@ -81,8 +83,10 @@ class Model(Section):
         description="weights to start from: a ViT's .npz, weights of timm or Hugging Face (ViT, DeiT, AST, ViViT; file "
         "or folder), a checkpoint folder of polytrain; path or URI; null: fresh",
     )
-    init_tubelet: Literal["central", "inflate", "random"] = Field(
-        "central", description="video kernels from image kernels: in the central frame, in every frame, or fresh"
+    init_tubelet: Literal["central", "inflate", "repeat", "random"] = Field(
+        "central",
+        description="video kernels from image kernels: in the central frame, in every frame divided by their number "
+        "(inflate) or not (repeat), or fresh",
     )
     init_allow: tuple[str, ...] = Field(
         (), description="tensors of init that may fit nowhere and weights that may stay fresh, by name, * for any part"
@@ -196,13 +200,23 @@ class Optimizer(Section):
 
 
 class Train(Section):
-    """How the loop runs. Of these, only precision and eval_every may change the result."""
+    """How the loop runs. Of these, only freeze, precision and eval_every may change the result."""
 
     workers: int = Field(1, ge=1, description="training workers; each takes a share of every minibatch")
     use_gpu: bool | Literal["auto"] = Field("auto", description="a GPU a worker; auto: where Ray has enough of them")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs and on CPUs made for it")
     threads: int | None = Field(
         None, ge=1, description="cores of a CPU worker, each taking a part of its share; null: cores / workers"
+    )
+    freeze: Literal["encoder"] | None = Field(
+        None,
+        description="encoder: of model.init nothing is changed, no old head either; only heads of new tasks are "
+        "trained, and the result serves old and new tasks",
+    )
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {},
+        description="what else a worker needs of its node, as `ray start --resources` names it: {trainer: 1} keeps "
+        "training to nodes that have a trainer",
     )
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=2, description="checkpoints kept beside best and final")
@@ -294,6 +308,16 @@ class Sweep(Section):
     test: bool = Field(False, description="judge trials on the test split too; winners are chosen by validation")
 
 
+class Probe(Section):
+    """How jobs/probe.py asks a trained model, besides grid and eval."""
+
+    conversion: Literal["paper", "code"] = Field(
+        "paper",
+        description="videos probed by a model that knows none: its image kernel in every frame (paper) or in the "
+        "central one (code), zeros in the others",
+    )
+
+
 class Reused(Section):
     """What one task took from a sweep."""
 
@@ -333,6 +357,7 @@ class Recipe(Section):
     )
     search: Search = Field(default_factory=Search, description="how a sweep finds its points")
     sweep: Sweep = Field(default_factory=Sweep, description="how a sweep's trials run")
+    probe: Probe = Field(default_factory=Probe, description="how a trained model is probed")
     hparams: Hparams | str | None = Field(
         None,
         description="take each task's winner of a sweep: latest, an MLflow run id, or a best_hparams.yaml; "
@@ -344,7 +369,14 @@ class Recipe(Section):
     hparams_mismatch: Literal["refuse", "allow"] = Field(
         "refuse", description="allow: also winners that were found under another model, manifest or step count"
     )
-    output: str = Field("runs", description="folder for runs, checkpoints and the local MLflow store")
+    license: str | None = Field(
+        None, min_length=1, description="under which others may use the weights, e.g. Apache-2.0; checkpoints carry it"
+    )
+    output: str = Field(
+        "runs",
+        description="folder for runs, checkpoints and the local MLflow store; a URI (s3://BUCKET/runs) where nodes "
+        "share no disk",
+    )
 
     @model_validator(mode="after")
     def _geometries_given(self) -> Recipe:
@@ -353,6 +385,14 @@ class Recipe(Section):
                 raise ValueError(f"tasks.{name} is a {task.modality} task, but modalities.{task.modality} is not given")
             if self.schedule != "accumulated" and task.warmup_steps > task.steps:
                 raise ValueError(f"tasks.{name}: warmup_steps {task.warmup_steps} is more than steps {task.steps}")
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_from_something(self) -> Recipe:
+        if self.train.freeze and not self.model.init:
+            raise ValueError(
+                f"train.freeze: {self.train.freeze} keeps the weights that model.init starts from, and it is not given"
+            )
         return self
 
     def geometries(self) -> dict[str, Geometry]:
@@ -371,9 +411,11 @@ class Recipe(Section):
     def digest(self) -> str:
         """Eight hex digits of everything that may change the result: not names, folders, or how the work is spread."""
         plain = self.plain()
-        for key in ("name", "output", "tracking", "data", *SWEEP_KEYS):
+        for key in ("name", "license", "output", "tracking", "data", *SWEEP_KEYS):
             del plain[key]
-        plain["train"] = {key: plain["train"][key] for key in ("precision", "eval_every")}
+        plain["train"] = {key: plain["train"][key] for key in ("precision", "eval_every")} | (
+            {"freeze": self.train.freeze} if self.train.freeze else {}
+        )
         if self.eval == Evaluation():
             del plain["eval"]  # runs of before there was such a key keep their names
         if self.data.shuffle_window != Data().shuffle_window:  # alone among the keys of `data`, it decides what is seen
@@ -393,6 +435,8 @@ class Recipe(Section):
 
 def check(tree: dict[str, Any], *, source: str = "recipe") -> Recipe:
     """A Recipe from nested dicts, paths made absolute. Raises RecipeError with a line a fault."""
+    if secret := list(secrecy.faults(tree)):
+        raise RecipeError("\n".join(f"{source}: {line}" for line in secret))
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
@@ -411,8 +455,8 @@ def check(tree: dict[str, Any], *, source: str = "recipe") -> Recipe:
 
 
 def absolute(path: str) -> str:
-    """A local path made absolute from the current directory; a URI as it is."""
-    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+    """A local path made absolute from where relative ones begin (base_folder.py); a URI as it is."""
+    return path if "://" in path else os.path.normpath(base_folder() / os.path.expanduser(path))
 
 
 def _explain(error: ValidationError) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,12 @@ import yaml
 from polytrain.recipe import Recipe, RecipeError, check
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(
+    path: str | Path, overrides: Sequence[str] = (), *, under: Mapping[str, Mapping[str, Any]] | None = None
+) -> Recipe:
     """Read a recipe, apply `key.path=value` overrides, check it, and make its paths absolute.
 
+    `under` has keys by section for a recipe that leaves them out, such as the geometry that a checkpoint knows.
     Relative paths are those of the current directory: workers run elsewhere. Raises RecipeError.
     """
     from omegaconf import OmegaConf
@@ -36,6 +39,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(tree, dict):
         raise RecipeError(f"{path} holds no mapping; a recipe has keys such as tasks and modalities")
     before = tree.get("tasks")
+    for section, keys in (under or {}).items():
+        given = tree.get(section) or {}
+        if isinstance(given, dict):
+            tree[section] = {**keys, **given}
     try:
         for override in overrides:
             key, equals, _ = override.partition("=")

@@ -5,36 +5,15 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 from polytrain.experiment import Experiment
 from polytrain.model.architecture import forward_flops
 from polytrain.schedule import Schedule
+from polytrain.text_table import table
 
 LOG_INTERVAL_S = 10.0
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Columns set under each other, numbers to the right."""
-    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    right = [all(_is_number(row[column]) for row in cells[1:]) and len(cells) > 1 for column in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(row, widths, right, strict=True)
-        )
-        for row in cells
-    ]
-    return "\n".join(line.rstrip() for line in [lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def _is_number(cell: str) -> bool:
-    return (
-        cell.replace(",", "").replace(".", "").replace("-", "").replace("e", "").replace(" %", "").isdigit()
-        or cell == "-"
-    )
 
 
 def plan_text(experiment: Experiment) -> str:
@@ -74,6 +53,7 @@ def plan_text(experiment: Experiment) -> str:
             "",
             "parameters",
             table(["part", "parameters"], [[name, f"{count:,}"] for name, count in parts.items()]),
+            *(["", freeze_text(experiment)] if recipe.train.freeze else []),
             "",
             "inputs",
             *geometry,
@@ -84,6 +64,16 @@ def plan_text(experiment: Experiment) -> str:
             f"written: {recipe.output}/{recipe.run_name}",
         ]
     )
+
+
+def freeze_text(experiment: Experiment) -> str:
+    """What a run with `train.freeze` trains and what it keeps, one line."""
+    heads = f"the head{'s' * (len(experiment.trained) > 1)} of {', '.join(experiment.trained)}"
+    judged = [task.name for task in experiment.tasks if task.kept]
+    carried = [task.name for task in experiment.carried]
+    kept = [f"{', '.join(names)} ({how})" for names, how in ((judged, "tested"), (carried, "not read")) if names]
+    also = f"; heads that stay as they are: {', '.join(kept)}" if kept else ""
+    return f"Frozen but for {heads}{also}"
 
 
 def _per_step(schedule: Schedule) -> str:

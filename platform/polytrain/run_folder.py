@@ -4,28 +4,65 @@ checkpoints/step_*   the newest checkpoints           run.json, journal*   the r
 best/, final/        models                            recipe.yaml          the resolved recipe
 start.json           the step this attempt starts at   progress.json        how far it is
 result.json          how it ended                      stop                 asks the loop to stop
+
+Where `output` is a URI, the folder lies in a store: `stored_run`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import shutil
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polytrain.handover import Handover
 
 
 class BusyError(RuntimeError):
     """Another driver works in this folder."""
 
 
+def open_run(place: str | Path) -> RunFolder:
+    """The run at a path, or at a URI of a store."""
+    from polytrain.data import storage
+
+    local = storage.local_path(str(place))
+    if local is not None:
+        return RunFolder(local)
+    from polytrain.stored_run import StoredRun
+
+    return StoredRun(str(place))
+
+
 class RunFolder:
-    """The files of one run."""
+    """The files of one run, in a folder that driver and workers share."""
+
+    remote = False
+    """Whether `path` is this process's alone, and what others are to see must be brought to `place`."""
+
+    look_s = 0.2
+    """Between two looks of a driver at what its workers say."""
+
+    handover: Handover | None = None
+    """How the run's record goes from process to process, where they share no folder."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.checkpoints = self.path / "checkpoints"
+        self.place = str(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def at(self, name: str) -> str:
+        """Where something of this run lies, for people."""
+        return str(self.path / name)
 
     # --- start ---
 
@@ -63,6 +100,17 @@ class RunFolder:
         for name in ("stop", "progress.json", "result.json", "start.json"):
             (self.path / name).unlink(missing_ok=True)
 
+    def news(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What start.json and progress.json say, to whoever only watches."""
+        return self.start(), self.progress()
+
+    def forget(self) -> None:
+        """Leave nothing of earlier attempts but the lock."""
+        for entry in self.path.iterdir():
+            if entry.name == "driver.lock":
+                continue
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
     def record(self) -> dict[str, Any]:
         """Which MLflow run this is, and where."""
         return self._read("run.json")
@@ -84,6 +132,33 @@ class RunFolder:
             os.close(descriptor)
             raise BusyError(f"another process is running this recipe in {self.path}") from None
         return descriptor
+
+    @contextlib.contextmanager
+    def held(self, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+        """Hold the folder within the block; what it yields raises BusyError if another driver took it over meanwhile.
+
+        Raises BusyError. `say` hears of what must be waited for.
+        """
+        descriptor = self.lock()
+        try:
+            yield lambda: None
+        finally:
+            os.close(descriptor)
+
+    # --- what takes a store's time ---
+
+    def beside(self, work: Callable[[], None]) -> None:
+        """Do it, here at once, in a store beside whatever comes next and in the order of asking.
+
+        Raises what earlier work raised.
+        """
+        work()
+
+    def settle(self) -> None:
+        """Wait until all such work is done. Raises what it raised."""
+
+    def close(self) -> None:
+        """This process needs the folder no more."""
 
     # --- files ---
 

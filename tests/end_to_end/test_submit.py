@@ -1,5 +1,6 @@
 """`ray start --head` and `ray job submit -- python jobs/cotrain.py`, as the README types them, on ports of their own."""
 
+import json
 import shutil
 import socket
 import subprocess
@@ -76,3 +77,25 @@ def test_a_local_run_works_while_a_cluster_is_up_and_a_job_after_it(cluster, run
         "job", "submit", "--", "python", "jobs/cotrain.py", str(recipe_file(tiny)), f"output={tmp_path / 'two'}"
     )
     assert "succeeded" in output
+
+
+@pytest.mark.slow
+def test_a_sweep_stopped_by_ray_job_stop_finishes_only_what_is_missing(cluster, tiny, recipe_file, tmp_path):
+    ray = cluster("token")
+    sweep = ["--", "python", "jobs/sweep.py", str(recipe_file(tiny)), "grid.lr=[0.01,0.1]", "sweep.concurrent=1"]
+
+    def finished():
+        results = (tmp_path / "runs" / "trials").glob("*/result.json")
+        return {file.parent.name for file in results if json.loads(file.read_text())["status"] == "finished"}
+
+    ray("job", "submit", "--no-wait", "--submission-id", "first", *sweep)
+    for _ in range(240):
+        if finished():
+            break
+        time.sleep(0.5)
+    ray("job", "stop", "first")
+    done = finished()
+    assert 0 < len(done) < 6
+    assert f"{len(done)} of them are done already" in ray("job", "submit", *sweep)
+    assert done < finished()
+    assert len(finished()) == 6

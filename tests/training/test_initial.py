@@ -129,7 +129,7 @@ def test_a_run_that_has_begun_does_not_look_at_init(tiny, vit):
     first = opened(tiny, init=str(vit)).architecture
     vit.unlink()
     tiny["model"]["init"] = str(vit)
-    again, _ = open_experiment(check(tiny), begun=json.loads(json.dumps(first.plain())))
+    again, _ = open_experiment(check(tiny), begun={"architecture": json.loads(json.dumps(first.plain()))})
     assert again.architecture == first
     assert again.initial is None
 

@@ -73,16 +73,11 @@ class Files:
         return self.decode_one(self.paths[index])
 
 
-def _give_way(_: int) -> None:
-    from polytrain.data.stream import NICENESS
-
-    os.nice(NICENESS)
-
-
 def take_with_dataloader(source: StreamSource, decoders: int) -> dict[str, float]:
     from torch.utils.data import DataLoader
 
     from polytrain.benchmarks.decoders import ours
+    from polytrain.data.decode_worker import give_way
 
     (media,) = source.media
     examples = media.splits["train"]
@@ -92,7 +87,7 @@ def take_with_dataloader(source: StreamSource, decoders: int) -> dict[str, float
         Files(ours(media.geometry), [examples.location(example) for example in range(len(examples))]),
         batch_sampler=[minibatch.ids.tolist() for minibatch in timeline],
         num_workers=decoders,
-        worker_init_fn=_give_way,
+        worker_init_fn=give_way,
     )
     taking = Taking(sum(len(minibatch) for minibatch in timeline))
     for batch in loader:

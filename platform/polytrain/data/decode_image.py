@@ -27,7 +27,7 @@ from polytrain.modalities import Image
 warnings.filterwarnings("ignore", category=Pillow.DecompressionBombWarning)
 
 # Those that only decode: Pillow would run Ghostscript for an EPS file.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _ORIENTATION_TAG = 0x0112
 
 # What Pillow raises for broken content.
@@ -160,7 +160,7 @@ def _read_with_pillow(data: bytes, size: tuple[int, int], views: Sequence[View])
 
 def _opened(data: bytes) -> Pillow.Image:
     try:
-        return Pillow.open(io.BytesIO(data), formats=_FORMATS)
+        return Pillow.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise
     except _DAMAGES as error:

@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 
 from polytrain.data import mapped_rows, storage
 from polytrain.modalities import MODALITIES
+from polytrain.secrecy import IN_URI, without_secrets
 
 SPLITS = ("train", "val", "test")
 FORMAT_VERSION = "1"
@@ -114,6 +115,12 @@ def read(uri: str | os.PathLike) -> Manifest:
         raise ManifestError(str(error)) from error
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(f"{uri}: is not a whole Parquet file: {storage.told(error)}") from error
+    except ManifestError:
+        raise
+    except ValueError:  # of Ray's types, where Ray is at work: older ones were described by a pickle
+        raise ManifestError(
+            f"{uri}: has a column of a type that is not Arrow's own; plain ones would be right"
+        ) from None
     if mapped is not None:
         table = pa.concat_tables(mapped.values()).replace_schema_metadata(metadata)
     _check_trains(uri, table["split"] if mapped is None else mapped["train"]["split"].slice(0, 1))
@@ -275,7 +282,8 @@ def _check_table(uri: str, table: pa.Table, classes: tuple[str, ...], first_row:
         row = row if rows is None else rows[row].as_py()
         value = "<binary>" if column == "data" else table[column][row].as_py()
         more = f" ({count - 1} more like it)" if count > 1 else ""
-        raise ManifestError(f"{uri}: row {first_row + row + 1}, column {column!r}: {value!r} {right}{more}")
+        shown = without_secrets(repr(value))
+        raise ManifestError(f"{uri}: row {first_row + row + 1}, column {column!r}: {shown} {right}{more}")
 
     split = table["split"]
     known = pc.is_in(split, value_set=pa.array(SPLITS))
@@ -285,6 +293,8 @@ def _check_table(uri: str, table: pa.Table, classes: tuple[str, ...], first_row:
     if "data" in names:
         nowhere = pc.and_(nowhere, pc.is_null(table["data"]))
     refuse("path", nowhere, "is no path, and there is no data either; one of the two is needed")
+    keys = pc.match_substring_regex(table["path"], IN_URI)
+    refuse("path", keys, "holds a password or key, which belongs in the environment: manifests travel")
 
     outside = f"is outside the classes; there are {len(classes)}: 0 to {len(classes) - 1}"
     if "label" in names:

@@ -75,6 +75,9 @@ class PackedSplit:
             raise OSError(f"{uri}, row group {number}: {storage.told(error)}") from None
         if len(table) != self.sizes[group]:
             raise OSError(f"{uri}, row group {number}: {len(table)} examples, the manifest says {self.sizes[group]}")
+        if not pa.types.is_binary(kind := table.schema.field("data").type):
+            # Ray registers a type with Arrow whose values are pickles, which looking at them would run.
+            raise OSError(f"{uri}: column 'data' is of type {kind}; it should be binary")
         return table["data"].combine_chunks(), footer
 
 

@@ -21,7 +21,7 @@ from polytrain.data.views import WHOLE, View
 from polytrain.modalities import Geometry
 from polytrain.plan import Minibatch, Plan, Tag, Timeline
 
-CHUNK_BYTES = 8_000_000
+CHUNK_BYTES = 16_000_000
 """A share larger than this travels in several rows, so that no block is huge."""
 
 ROW_BYTES = 2_000_000
@@ -151,7 +151,7 @@ def read_chunk(source: StreamSource, minibatch: Minibatch, indices: np.ndarray, 
             if example in bad:
                 continue
             try:
-                arrays.append(_decode_example(media.geometry, examples, example, views, source.decode_time_limit_s))
+                arrays.append(decode_example(media.geometry, examples, example, views, source.decode_time_limit_s))
             except DecodeError as error:
                 bad[example] = str(error)
             else:
@@ -174,9 +174,10 @@ def _candidates(plan: Plan, minibatch: Minibatch, index: int) -> Iterator[int]:
         yield from plan.replacements(minibatch.tag.task, int(minibatch.positions[index]), REPLACEMENTS).tolist()
 
 
-def _decode_example(
+def decode_example(
     geometry: Geometry, examples: Examples, example: int, views: tuple[View, ...], time_limit_s: float
 ) -> np.ndarray:
+    """The views of an example, [views, *decoded_shape]. Raises DecodeError for whatever is wrong with it."""
     try:
         source = examples.content(example)
     except FileNotFoundError:
@@ -189,7 +190,8 @@ def _decode_example(
 
 def _row(pieces: list[Piece]) -> pa.Table:
     """One row. The media are one binary value: Arrow copies it into shared memory, and nobody copies it after."""
-    media = np.concatenate([piece.media.reshape(-1).view(np.uint8) for piece in pieces])
+    parts = [piece.media.reshape(-1).view(np.uint8) for piece in pieces]
+    media = parts[0] if len(parts) == 1 else np.concatenate(parts)
     buffers = [None, pa.py_buffer(np.array([0, media.nbytes], np.int64)), pa.py_buffer(media)]
     about = [
         [*astuple(piece.tag), piece.chunk, piece.ids, piece.labels, piece.media.nbytes, piece.bad] for piece in pieces

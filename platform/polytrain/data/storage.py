@@ -21,11 +21,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs
+
+from polytrain.secrecy import uri_with_key, without_secrets
 
 TRIES = 5
 FIRST_PAUSE_S = 0.25
@@ -84,11 +87,13 @@ def parent(place: str) -> str:
 def filesystem(place: str) -> tuple[pa.fs.FileSystem, str]:
     """The filesystem of a path or URI, and the path within it. A store's own repeats what fails.
 
-    Raises StorageError where the URI is none of a known store.
+    Raises StorageError where the URI is none of a known store, or holds a key.
     """
     local = local_path(place)
     if local is not None:
         return pa.fs.LocalFileSystem(), os.path.abspath(local)
+    if uri_with_key(place):
+        raise _with_key(place)
     uri = urlsplit(place, allow_fragments=False)
     store, prefix = _store(uri.scheme, uri.netloc, uri.query)
     return store, (prefix + unquote(uri.path).lstrip("/")).rstrip("/")
@@ -111,13 +116,10 @@ def _store(scheme: str, host: str, query: str) -> tuple[pa.fs.FileSystem, str]:
 
 def _open_s3(base: str, bucket: str, query: str) -> pa.fs.FileSystem:
     options = dict(parse_qsl(query))
-    if "@" in bucket or "access_key" in options or "secret_key" in options:
-        raise StorageError(
-            f"s3://{bucket.rpartition('@')[2]}/: the URI holds a key; manifests and logs would show it. "
-            f"Keys belong in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or in a profile"
-        )
+    if "@" in bucket:
+        raise _with_key(f"s3://{bucket}/")
     if unknown := [name for name in options if name not in _S3_QUERY]:
-        raise StorageError(f"{base}?{query}: {unknown[0]!r} is no setting of S3; known are {', '.join(_S3_QUERY)}")
+        raise StorageError(f"{base}: {unknown[0]!r} is no setting of S3; known are {', '.join(_S3_QUERY)}")
     if not bucket:
         raise StorageError(f"{base}: names no bucket; s3://BUCKET/KEY would be right")
     endpoint = options.get("endpoint_override") or _endpoint()
@@ -137,6 +139,13 @@ def _open_s3(base: str, bucket: str, query: str) -> pa.fs.FileSystem:
         request_timeout=SILENCE_TIMEOUT_S,
         # Tries are counted and told here; the client's own would multiply them in silence.
         retry_strategy=pa.fs.AwsStandardS3RetryStrategy(max_attempts=1),
+    )
+
+
+def _with_key(place: str) -> StorageError:
+    return StorageError(
+        f"{without_secrets(place)}: the URI holds a key; manifests and logs would show it. Keys belong in the "
+        f"environment, for S3 in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or in a profile"
     )
 
 
@@ -334,6 +343,13 @@ def files(place: str) -> Iterator[tuple[str, int]]:
     yield from sorted((info.path[start:], info.size) for info in found if info.type is pa.fs.FileType.File)
 
 
+def entries(place: str) -> list[pa.fs.FileInfo]:
+    """What lies directly in a folder, by name; nothing where there is no such folder."""
+    store, path = filesystem(place)
+    found = store.get_file_info(pa.fs.FileSelector(path, allow_not_found=True))
+    return sorted(found, key=lambda info: info.base_name)
+
+
 @contextlib.contextmanager
 def write_whole(place: str) -> Iterator[str]:
     """A local path to write to; what was written is at `place` when the block ends, and nothing if it raises."""
@@ -373,6 +389,28 @@ def remove_folder(place: str) -> None:
     store, path = filesystem(place)
     with contextlib.suppress(FileNotFoundError):
         store.delete_dir(path)
+
+
+def remove_file(place: str) -> None:
+    """A file; nothing happens where there is none."""
+    store, path = filesystem(place)
+    with contextlib.suppress(FileNotFoundError):
+        store.delete_file(path)
+
+
+def upload(place: str, file: Path) -> None:
+    """A local file's content to `place`, whole or not at all."""
+    with file.open("rb") as opened:
+        _upload(place, opened)
+
+
+def download(place: str, file: Path) -> None:
+    """The same the other way. Raises as `fetch` does."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    with open_file(place) as source, partial.open("wb") as target:
+        shutil.copyfileobj(source, target, 8 << 20)
+    partial.rename(file)
 
 
 def _upload(place: str, file: BinaryIO) -> None:

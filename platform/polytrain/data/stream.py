@@ -11,14 +11,11 @@ asks for a stream, and each worker wraps its iterator in a `Stream`.
 from __future__ import annotations
 
 import functools
-import json
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,47 +28,24 @@ from ray.data.context import DataContext
 from ray.data.datasource import Datasource, ReadTask
 from ray.train import DataConfig
 
-from polytrain.data.reading import Piece, StreamSource, read_minibatches, unpacked
+from polytrain.data import decode_worker
+from polytrain.data.decode_worker import source_behind
+from polytrain.data.reading import Piece, StreamSource, unpacked
 from polytrain.plan import Minibatch, Tag
+from polytrain.run_folder import open_run
 
-TASK_BYTES, TASK_MINIBATCHES = 32_000_000, 8
-"""A read task makes this much at most: a task costs as much again, and long ones decode less evenly."""
+TASK_BYTES, TASK_MINIBATCHES = 96_000_000, 24
+"""A read task makes this much at most. Ray notices the end of a task up to 0.1 s late and starts the next only then:
+with tasks of 0.2 s, a fifth of the decoders' time was lost. Longer ones decode less evenly."""
 
-NICENESS = 5
+FIRST_TASKS = 8
+"""The first read tasks hold one minibatch each, so that the first step need not wait for all of a task's."""
 
 FED_PACE_S, HUNGRY_PACE_S = 0.05, 0.002
 
 
 class StreamError(RuntimeError):
     """A stream brought something else than the plan says, or could not bring it."""
-
-
-# --- in a decode worker -------------------------------------------------------------------------------------------
-
-_sources: dict[ray.ObjectRef, StreamSource] = {}
-
-
-def _source(ref: ray.ObjectRef) -> StreamSource:
-    """The source behind a reference, unpickled once a process."""
-    if ref not in _sources:
-        _sources.clear()
-        _sources[ref] = ray.get(ref)
-    return _sources[ref]
-
-
-_priority = {"lowered": False}
-
-
-def _give_way() -> None:
-    """Let training go first where it shares cores with decoding; starved of data, it sleeps and decoding runs."""
-    if not _priority["lowered"]:
-        _priority["lowered"] = True
-        os.nice(NICENESS)
-
-
-def _read(ref: ray.ObjectRef, *of_minibatches: Any) -> Iterator[pa.Table]:
-    _give_way()
-    return read_minibatches(_source(ref), *of_minibatches)
 
 
 # --- where the stream is built --------------------------------------------------------------------------------------
@@ -130,7 +104,7 @@ class PlanSource(Datasource):
         return [
             ReadTask(
                 functools.partial(
-                    _read,
+                    decode_worker.read,
                     self._ref,
                     self._modality,
                     self._first_step,
@@ -147,8 +121,8 @@ class PlanSource(Datasource):
 def task_ranges(source: StreamSource, modality: str, first_step: int, workers: int) -> np.ndarray:
     """Where each read task's minibatches begin in the timeline, and the end: [tasks + 1] int64.
 
-    The first tasks hold one minibatch each, so that the first step need not wait for all of a task's. Minibatches of
-    the test, which come last, have a size of their own: they may hold many views.
+    The first ones hold one minibatch each. Minibatches of the test, which come last, have a size of their own: they
+    may hold many views.
     """
     length = len(source.timeline(modality, first_step))
     tasks = [task for task, planned in enumerate(source.plan.tasks) if planned.modality == modality]
@@ -159,7 +133,7 @@ def task_ranges(source: StreamSource, modality: str, first_step: int, workers: i
         return max(1, min(TASK_MINIBATCHES, TASK_BYTES // max(1, largest)))
 
     several = size("train", "val")
-    singles = min(test, several)
+    singles = min(test, several, FIRST_TASKS)
     begins = [np.arange(singles), np.arange(singles, test, several), np.arange(test, length, size("test")), [length]]
     return np.concatenate(begins)
 
@@ -183,8 +157,8 @@ class Streams(DataConfig):
         self, datasets: dict[str, Any], world_size: int, worker_handles: Any, worker_node_ids: Any, **_: Any
     ) -> list[dict[str, DataIterator]]:
         """One iterator a worker for each stream asked for; names are those of `stream_names`."""
-        first_step = json.loads((Path(self._run_folder) / "start.json").read_text())["step"]
-        source = _source(self._ref)
+        first_step = open_run(self._run_folder).start()["step"]
+        source = source_behind(self._ref)
         output: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
         for name in datasets:
             modality, turn = name.rsplit("/", 1)
@@ -289,7 +263,7 @@ class Stream:
         dealt_ids = expected.ids[self._source.plan.share(expected, self._rank, self._workers)]
         if not bad and ids != dealt_ids.tolist():
             raise StreamError(f"{self._modality} stream: {expected.tag} came with other examples than the plan's")
-        media = np.concatenate([piece.media for piece in pieces])
+        media = pieces[0].media if len(pieces) == 1 else np.concatenate([piece.media for piece in pieces])
         return Share(expected.tag, np.array(ids, np.int64), [x for piece in pieces for x in piece.labels], media, bad)
 
     def _pull(self, tag: Tag, chunk: int) -> Piece:

@@ -16,6 +16,7 @@ from polytrain.data.importers.collection import IngestError
 from polytrain.data.importers.registry import IMPORTERS
 from polytrain.data.manifest import ManifestError
 from polytrain.ingest import datasets
+from polytrain.secrecy import without_secrets
 
 BAD_INPUT = 2
 
@@ -66,7 +67,7 @@ def prepare_command(usage: str, arguments: Sequence[str] | None = None) -> int:
     try:
         COMMANDS[options.command].run(options)
     except (IngestError, ManifestError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_secrets(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("stopped; what is finished is kept, and the same command goes on from there", file=sys.stderr)

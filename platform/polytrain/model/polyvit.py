@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -51,10 +53,17 @@ class PolyViT(nn.Module):
         return keep_masks(uniform, drop_rates(drop_path, self.architecture.depth, self.architecture.adaptor_layers))
 
     def used_by(self, task: str) -> list[nn.Parameter]:
-        """The parameters that a step of `task` gives a gradient, in a fixed order: no idle tokenizer, no idle head."""
+        """The parameters that a step of `task` gives a gradient, in a fixed order: no idle tokenizer, no idle head,
+        nothing frozen."""
         modality = self.architecture.tasks[task].modality
         parts = (self.tokenizers[modality], self.encoder, self.norm, self.heads[task])
-        return [parameter for part in parts for parameter in part.parameters()]
+        return [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
+
+    def freeze_but(self, tasks: Collection[str]) -> None:
+        """Nothing but the heads of these tasks has a gradient from now on: no backward pass goes beyond them."""
+        self.requires_grad_(False)
+        for task in tasks:
+            self.heads[task].requires_grad_(True)
 
 
 def new_head(width: int, head: Head) -> nn.Linear:

@@ -34,7 +34,7 @@ class Tokenizer(nn.Module):
         # several times faster on a CPU than conv3d, and needs no memory format on a GPU.
         patches = patchify(x, self.geometry.patch_shape)
         tokens = nn.functional.linear(patches, self.embedding.weight.flatten(1), self.embedding.bias)
-        return torch.cat([self.class_token.to(tokens.dtype).expand(len(x), -1, -1), tokens], dim=1) + self.positions
+        return torch.cat([self.class_token.to(tokens.dtype).expand(x.shape[0], -1, -1), tokens], dim=1) + self.positions
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """x [B, 3, *input_shape] -> [B, positions, d], adaptor layers applied; keep [adaptor_layers, 2, B]."""

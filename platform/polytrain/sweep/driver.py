@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polytrain.cluster import Fit, connect
+from polytrain.data import storage
 from polytrain.launch import FAILED, STOPPED, cpus_for, flat, git_commit, make_sample_suite
 from polytrain.launch import FINISHED as OK
 from polytrain.recipe import Recipe, RecipeError
@@ -68,12 +69,17 @@ def _searched(of_task: Any) -> str:
     return ", ".join(f"{key} {list(values)}" for key, values in of_task.grid.items())
 
 
-def sweep(recipe: Recipe) -> int:
+def sweep(recipe: Recipe, *, parent_run_id: str | None = None) -> int:
     """Run the trials that are missing, and leave table, pictures and winners behind. Returns the exit code.
 
+    With a parent it is the part of that probe which goes through the model at every step, and nobody's `hparams`.
     Raises RecipeError when something is wrong with recipe, grid or manifests, BusyError when another process runs it.
     """
     began = time.monotonic()
+    if storage.is_remote(recipe.output):
+        raise RecipeError(
+            f"output: {recipe.output} is a URI, and a sweep's trials meet in a folder that all nodes see; name one"
+        )
     make_sample_suite(recipe)
     space = open_space(recipe)
     run = RunFolder(Path(recipe.output) / f"{recipe.name}-sweep-{space.digest}")
@@ -82,7 +88,7 @@ def sweep(recipe: Recipe) -> int:
         told = run.result()
         run.clear_for_start()
         (run.path / "recipe.yaml").write_text(recipe.yaml())
-        return _Sweep(space, run, began, told).run_it()
+        return _Sweep(space, run, began, told, parent_run_id).run_it()
     finally:
         os.close(lock)
 
@@ -90,8 +96,11 @@ def sweep(recipe: Recipe) -> int:
 class _Sweep:
     """One sweep from what is known to what is told."""
 
-    def __init__(self, space: Space, run: RunFolder, began: float, told: dict[str, Any]) -> None:
+    def __init__(
+        self, space: Space, run: RunFolder, began: float, told: dict[str, Any], parent_run_id: str | None
+    ) -> None:
         self.space, self.recipe, self.run, self.began = space, space.recipe, run, began
+        self.parent_run_id = parent_run_id
         self.told = told  # how this sweep ended before, if it did
         self.display: Display
         self.stopping = threading.Event()
@@ -133,7 +142,7 @@ class _Sweep:
                 run_name=self.run.path.name,
                 artifact_root=str(Path(recipe.output) / "mlartifacts"),
                 tags={
-                    past.KIND: "sweep",
+                    past.KIND: "probe" if self.parent_run_id else "sweep",
                     "polytrain.recipe": recipe.name,
                     "polytrain.recipe_digest": recipe.digest,
                     "polytrain.sweep_digest": self.space.digest,
@@ -141,6 +150,7 @@ class _Sweep:
                     "polytrain.git_commit": git_commit(),
                 },
                 params=flat(recipe.plain()),
+                parent_run_id=self.parent_run_id,
             )
         except RuntimeError as error:
             raise RecipeError(f"tracking: {error}") from None
@@ -194,6 +204,7 @@ class _Sweep:
         setting, concurrent, resources = self._budget()
         self.setting = setting
         thread = Fit(self._tuner(setting, concurrent, resources, left).fit)
+        self.first, self.started = len(self.board.rows), time.monotonic()
         # Beside it this thread shows how far it is and hears signals.
         with self._stops():
             thread.start()
@@ -202,11 +213,19 @@ class _Sweep:
                     for point in self.board.running:  # also those that started after the signal
                         RunFolder(point.folder).request_stop()
                 self.display.show()
+                self._say_how_far()
                 thread.join(0.5)
         self.display.clear()
         shutil.rmtree(self.run.path / "tune", ignore_errors=True)
         if thread.error:
             self.notices.append(f"Ray Tune ended with an error: {_last_line(thread.error)}")
+
+    def _say_how_far(self) -> None:
+        """To whoever watches from elsewhere."""
+        done, seconds = len(self.board.rows), time.monotonic() - self.started
+        steps = {"step": done, "steps": self.board.total, "steps_here": done - self.first, "seconds": seconds}
+        self.run.write_progress({"phase": "trials", **steps})
+        self.tracker.progress({"phase": "trials", **steps})
 
     def _budget(self) -> tuple[Setting, int, dict[str, float]]:
         """How many trials run at a time, and what each gets: training, decoding, memory, a share of a GPU."""
@@ -360,7 +379,8 @@ class _Sweep:
                 print(f"{row.point.task} {row.point.label} {row.ended.status}: {row.ended.message}")
         print(time_text(rows, time.monotonic() - self.began, self.cores))
         print(f"\n{best}\nMLflow run {self.tracker.run_id} in {self.tracker.uri}")
-        print("To co-train with the winners: python jobs/cotrain.py RECIPE hparams=latest")
+        if not self.parent_run_id:
+            print("To co-train with the winners: python jobs/cotrain.py RECIPE hparams=latest")
         if notice:
             print(notice)
         for task in lacking:

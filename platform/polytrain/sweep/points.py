@@ -183,6 +183,10 @@ def fingerprint(recipe: Recipe, experiment: Experiment, manifest_digest: str) ->
     identity = {"version": TRIALS_VERSION, "task": task, "seed": recipe.seed, "precision": recipe.train.precision}
     identity |= {"walk": walk, "loss": experiment.tasks[0].loss} | conditions(recipe, task, manifest_digest)
     identity |= {f"tasks.{key}": value for key, value in recipe.plain()["tasks"][task].items() if key != "manifest"}
+    if recipe.model.init:
+        from polytrain.training.initial import digest  # torch, for those alone who start from weights
+
+        identity |= {"init": digest(recipe.model.init), "freeze": recipe.train.freeze}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -144,7 +144,7 @@ def _train(setting: Setting, run: RunFolder, experiment: Experiment, opened: lis
     streams = Streams(
         ray.put(source), str(run.path), modalities=1, cpus=setting.decode_cpus, memory_budget=setting.memory_budget
     )
-    begun = start(source, list(experiment.architecture.modalities), run, Place.alone(streams))
+    begun = start(source, experiment.modalities, run, Place.alone(streams))
     from polytrain.training import loop
 
     if setting.gpus:

@@ -5,6 +5,17 @@ The only part of polytrain that imports mlflow, and that only when a store is fi
 
 from polytrain.tracking.finding import Finder, FoundRun
 from polytrain.tracking.store import AwayError
-from polytrain.tracking.tracker import Tracker, chosen_uri, history_of, local_uri, move
+from polytrain.tracking.tracker import PROGRESS, Tracker, artifact_root, chosen_uri, history_of, local_uri, move
 
-__all__ = ["AwayError", "Finder", "FoundRun", "Tracker", "chosen_uri", "history_of", "local_uri", "move"]
+__all__ = [
+    "PROGRESS",
+    "AwayError",
+    "Finder",
+    "FoundRun",
+    "Tracker",
+    "artifact_root",
+    "chosen_uri",
+    "history_of",
+    "local_uri",
+    "move",
+]

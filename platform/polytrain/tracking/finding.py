@@ -11,6 +11,7 @@ from typing import Any
 from polytrain.tracking.store import OPENING_S, AwayError, Store, _reason, _timeout, absolute_uri
 
 PAGE = 500
+OURS = "tags.`polytrain.kind` LIKE '%'"
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,31 @@ class FoundRun:
     tags: dict[str, str]
     params: dict[str, str]
     metrics: dict[str, float]
+    end_ms: int | None = None
 
 
 class Finder:
-    """Reads one tracking store. Every method raises AwayError while it does not answer."""
+    """Reads one tracking store. Every method raises AwayError while it does not answer; a sqlite file that is not
+    there is made, unless told not to (`create`)."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, create: bool = True) -> None:
         self.uri = absolute_uri(uri)
-        self._store = Store(self.uri)
+        self._store = Store(self.uri, create=create)
 
     def runs(self, tags: Mapping[str, str], *, experiment: str | None = None) -> Iterator[FoundRun]:
         """Runs that carry all these tags, newest first, of one experiment or of all."""
-        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        yield from self._search([f"tags.`{key}` = '{value}'" for key, value in tags.items()], experiment)
+
+    def going(self) -> Iterator[FoundRun]:
+        """Runs of ours, of whatever kind, that have not ended as far as MLflow knows, newest first."""
+        yield from self._search([OURS, "attributes.status = 'RUNNING'"], None)
+
+    def ended(self) -> Iterator[FoundRun]:
+        """Runs of ours that have ended, without the trials of sweeps, newest first."""
+        yield from self._search([OURS, "tags.`polytrain.kind` != 'trial'", "attributes.status != 'RUNNING'"], None)
+
+    def _search(self, conditions: list[str], experiment: str | None) -> Iterator[FoundRun]:
+        wanted = " and ".join(conditions)
         experiments = self._ask(self._experiments, experiment)
         token: str | None = None
         while experiments:
@@ -90,5 +104,12 @@ class Finder:
 def _found(run: Any) -> FoundRun:
     info, data = run.info, run.data
     return FoundRun(
-        info.run_id, info.run_name, info.status, info.start_time, dict(data.tags), dict(data.params), dict(data.metrics)
+        info.run_id,
+        info.run_name,
+        info.status,
+        info.start_time,
+        dict(data.tags),
+        dict(data.params),
+        dict(data.metrics),
+        info.end_time,
     )

@@ -22,7 +22,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from polytrain.secrecy import without_secrets
 from polytrain.tracking.journal import locked
+from polytrain.tracking.login import with_login
 
 CONNECT_S = 3.0
 OPENING_S = 10
@@ -76,10 +78,10 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 class Store:
-    """One MLflow tracking store: a server or a sqlite file."""
+    """One MLflow tracking store: a server or a sqlite file, which is made where it is not there (`create`)."""
 
-    def __init__(self, uri: str, artifact_root: str | None = None) -> None:
-        self.uri = uri
+    def __init__(self, uri: str, artifact_root: str | None = None, *, create: bool = True) -> None:
+        self.uri, self.create = uri, create
         self.artifact_root = artifact_root
         self._client: Any = None
 
@@ -107,8 +109,11 @@ class Store:
                 logging.getLogger(name).setLevel(logging.ERROR)
             path = sqlite_path(self.uri)
             if path is None:
-                self._client = MlflowClient(self.uri, self.uri)
+                whole = with_login(self.uri)
+                self._client = MlflowClient(whole, whole)
                 return self._client
+            if not self.create and not path.exists():
+                raise AwayError(f"there is no {path} on this machine")
             path.parent.mkdir(parents=True, exist_ok=True)
             # Two processes that create one database at once break each other's schema migration.
             with locked(path.with_name(f".{path.name}.lock")):
@@ -278,4 +283,4 @@ def _timeout(seconds: int) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return " ".join(without_secrets(str(error)).split())[:300] or type(error).__name__

@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from polytrain.base_folder import base_folder
+from polytrain.data import storage
+from polytrain.data.storage import StorageError
+from polytrain.handover import Handover
 from polytrain.tracking.journal import Journal, locked, write_whole
+from polytrain.tracking.login import uri_of_environment
 from polytrain.tracking.store import AwayError, Store, absolute_uri, batches, clean_key, origin_tags
 
 INTERVAL_S = 5.0
 LONGEST_WAIT_S = 15.0
+PROGRESS, PROGRESS_S = "polytrain.progress", 30.0
+"""The tag that says how far a run is, and the time between two of them: each is a line of the journal."""
 
 
-def local_uri(output: Path) -> str:
-    """The tracking URI of the sqlite store under the folder `output`."""
-    return f"sqlite:///{Path(output).absolute() / 'mlflow.db'}"
+def local_uri(output: str | Path) -> str:
+    """The tracking URI of the sqlite store under the folder `output`; where that is a URI, under this machine's `runs`:
+    a database needs a disk."""
+    local = storage.local_path(str(output))
+    return f"sqlite:///{(Path(local) if local else base_folder() / 'runs').absolute() / 'mlflow.db'}"
+
+
+def artifact_root(output: str | Path) -> str | None:
+    """Where the artifacts of sqlite stores go under the folder `output`; None: beside the database."""
+    local = storage.local_path(str(output))
+    return local and str(Path(local) / "mlartifacts")
 
 
 def chosen_uri(asked: str | None, output: str | Path) -> str:
     """The store that a run goes to: the one asked for, else MLFLOW_TRACKING_URI's, else the one under `output`."""
-    return asked or os.environ.get("MLFLOW_TRACKING_URI") or local_uri(Path(output))
+    return asked or uri_of_environment() or local_uri(output)
 
 
 def history_of(folder: str | Path) -> Iterator[tuple[str, float, int]]:
@@ -49,8 +64,11 @@ class Tracker:
     its reason.
     """
 
-    def __init__(self, folder: Path, state: dict[str, Any], notice: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, state: dict[str, Any], notice: str | None = None, handover: Handover | None = None
+    ) -> None:
         self.folder = folder
+        self._handover = handover
         self.run_id: str = state["run_id"]
         self.experiment_id: str = state["experiment_id"]
         self.uri: str = state["uri"]
@@ -59,10 +77,12 @@ class Tracker:
         self.refused: list[str] = []
         self._state = state
         self._journal = Journal(folder)
-        self._store = Store(self.uri, state["artifact_root"])
+        # The local store of one machine is nothing to be made anew on another.
+        self._store = Store(self.uri, state["artifact_root"], create=handover is None)
         self._params: set[str] = set()
         self._datasets: set[tuple[str, str, str]] = set()
         self._highest: dict[str, int] = {}
+        self._progress_told = -math.inf
         self._read_back()
         self._changed = threading.Condition()
         self._delivered = self._journal.cursor.get(self.run_id, 0)
@@ -84,15 +104,19 @@ class Tracker:
         tags: dict[str, str] | None = None,
         params: dict[str, Any] | None = None,
         parent_run_id: str | None = None,
+        handover: Handover | None = None,
     ) -> Tracker:
         """Create the run of `folder`, or continue it: its id and store stand in `folder/run.json`.
 
         When the store at `uri` does not answer within seconds, the run is created in `fallback_uri` (sqlite) and
         `notice` says so. In sqlite stores, a new experiment's artifacts go to `artifact_root`/<experiment name>;
-        without one, to `mlartifacts` beside the database. Raises RuntimeError when the fallback fails as well.
+        without one, to `mlartifacts` beside the database. With a `handover`, the run is what was published last, and
+        is published from here. Raises RuntimeError when the fallback fails as well, StorageError.
         """
         folder = Path(folder).absolute()
         folder.mkdir(parents=True, exist_ok=True)
+        if handover:
+            handover.fetch()
         uri, fallback_uri = absolute_uri(uri), absolute_uri(fallback_uri)
         with locked(folder / "run.lock"):
             state = _read_state(folder)
@@ -107,24 +131,27 @@ class Tracker:
                 write_whole(folder / "run.json", state)
             else:
                 notice = _find_again(state, uri, folder)
-        tracker = cls(folder, state, notice)
+        tracker = cls(folder, state, notice, handover)
         tracker._journal.append({"status": ["RUNNING", None]})
         tracker.params(params or {})
         tracker.tags(tags or {})
         return tracker
 
     @classmethod
-    def resume(cls, folder: str | Path, *, step: int = 0) -> Tracker:
+    def resume(cls, folder: str | Path, *, step: int = 0, handover: Handover | None = None) -> Tracker:
         """Continue the run of `folder/run.json`, as a training worker does that goes on at `step`.
 
         A metric whose step the journal already holds for that name is not recorded again, so steps that are trained a
-        second time after a crash show once, with the value of the first time. Raises FileNotFoundError without a run.
+        second time after a crash show once, with the value of the first time. Raises FileNotFoundError without a run,
+        with a `handover` StorageError.
         """
         folder = Path(folder).absolute()
+        if handover:
+            handover.fetch()
         state = _read_state(folder)
         if state is None:
             raise FileNotFoundError(f"{folder / 'run.json'}: no run was opened in this folder")
-        tracker = cls(folder, state)
+        tracker = cls(folder, state, None, handover)
         highest = max(tracker._highest.values(), default=0)
         if 0 < step < highest:
             tracker.notice = (
@@ -148,6 +175,13 @@ class Tracker:
         if values:
             self._journal.append({"tags": {clean_key(key): str(value) for key, value in values.items()}})
 
+    def progress(self, values: Mapping[str, Any], *, force: bool = False) -> None:
+        """Say how far the run is to whoever watches from another machine; without `force` only now and then."""
+        now = time.monotonic()
+        if force or now - self._progress_told >= PROGRESS_S:
+            self._progress_told = now
+            self.tags({PROGRESS: json.dumps({**values, "written": time.time()})})
+
     def params(self, values: Mapping[str, Any]) -> None:
         """Record parameters. MLflow never changes one: the first value of a run stays."""
         new = {key: str(value) for key, value in zip(map(clean_key, values), values.values(), strict=True)}
@@ -159,7 +193,10 @@ class Tracker:
     def artifact(self, path: str | Path, folder: str = "") -> None:
         """Hand over a file or directory, to lie in `folder` among the run's artifacts. It is copied in the background:
         leave it there until `close`."""
-        self._journal.append({"artifact": [str(Path(path).absolute()), folder]})
+        path = Path(path).absolute()
+        if self._handover and path.is_relative_to(self.folder):
+            path = path.relative_to(self.folder)  # whoever delivers it may find it elsewhere
+        self._journal.append({"artifact": [str(path), folder]})
 
     def dataset(self, *, name: str, uri: str, digest: str, context: str, profile: dict) -> None:
         """Record a dataset as input of the run. MLflow keeps one input for a pair of name and digest."""
@@ -180,9 +217,12 @@ class Tracker:
         return done and self._journal.complete
 
     def detach(self, timeout_s: float = 10.0) -> bool:
-        """Flush and stop recording here without ending the run, as a training worker does."""
+        """Flush and stop recording here without ending the run, as a training worker does. With a handover, raises
+        StorageError where the record can't be handed over."""
         done = self.flush(timeout_s)
         self._stop()
+        if self._handover:
+            self._handover.publish()
         return done
 
     def end(self, status: str = "FINISHED", timeout_s: float = 5.0) -> bool:
@@ -201,6 +241,11 @@ class Tracker:
         done = self.flush(timeout_s)
         self._stop()
         problems = [] if done else [self._copy()]
+        if self._handover:
+            try:
+                self._handover.publish()
+            except StorageError as error:
+                problems.append(f"The end of the record is not in the run's folder: {error}.")
         if self.refused:
             problems.append(f"MLflow refused {len(self.refused)} of the run's entries; the first: {self.refused[0]}.")
         return " ".join(problems) or None
@@ -228,7 +273,8 @@ class Tracker:
                 self._deliver(self._store, self.run_id)
                 self.away, wait = None, INTERVAL_S
             except Exception as error:  # whatever it is, training goes on and the journal keeps everything
-                self.away = f"MLflow at {self.uri} does not answer ({error})"
+                told = isinstance(error, StorageError)
+                self.away = str(error) if told else f"MLflow at {self.uri} does not answer ({error})"
                 wait = min(2 * wait, LONGEST_WAIT_S)
                 with self._changed:
                     self._changed.wait(0.5 if self._hurry else 0)
@@ -239,12 +285,16 @@ class Tracker:
         """Send everything that the journal holds beyond the cursor."""
         journal = self._journal
         journal.sync()
+        if self._handover:
+            self._handover.publish()
         while not self._closing or store is not self._store:
             with locked(journal.lock_path):
                 # Another process may have delivered meanwhile; a power cut may have shortened the journal.
                 start = min(journal.cursor.get(run_id, 0), journal.size)
                 entries = journal.read(start)
                 for end, kind, items in batches(entries):
+                    if kind == "artifact" and self._handover:
+                        items = [[str(self._handover.bring(path)), into] for path, into in items]
                     if kind:
                         self.refused += store.deliver(run_id, kind, items)
                     if end > start:
@@ -265,7 +315,8 @@ class Tracker:
 
     def _copy(self) -> str:
         """Bring the whole journal into the fallback store; a sentence about where the record now is."""
-        kept = f"everything is kept in {self._journal.path} and is sent when the run is opened again"
+        where = self._handover.place if self._handover else self._journal.path
+        kept = f"everything is kept in {where} and is sent when the run is opened again"
         fallback_uri = self._state["fallback_uri"]
         trouble = self.away or f"MLflow at {self.uri} did not take the whole record in time"
         if fallback_uri == self.uri:

@@ -16,7 +16,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,11 +76,11 @@ def save(
     _sync(folder.parent)
 
 
-def verify(folder: Path) -> dict[str, Any]:
-    """The state of a checkpoint whose files are all as they were written. Raises CheckpointError otherwise."""
+def verify(folder: Path, files: Sequence[str] = FILES) -> dict[str, Any]:
+    """The state of a checkpoint whose `files` are as they were written. Raises CheckpointError otherwise."""
     try:
         state = json.loads((folder / "state.json").read_text())
-        digests = state["sha256"]
+        digests = dict(state["sha256"])
         step = state["step"]
     except FileNotFoundError:
         raise CheckpointError(
@@ -91,6 +91,8 @@ def verify(folder: Path) -> dict[str, Any]:
     if not isinstance(step, int):
         raise CheckpointError(f"{folder / 'state.json'} names no step")
     for name, digest in digests.items():
+        if name not in files:
+            continue
         file = folder / name
         if not file.exists():
             raise CheckpointError(f"{file} is missing")

@@ -29,18 +29,24 @@ Classes = Mapping[str, Sequence[str]]
 """Class names by task."""
 
 
-def judge(settings: Model, architecture: Architecture, classes: Classes) -> tuple[Architecture, Report]:
+def judge(
+    settings: Model, architecture: Architecture, classes: Classes, *, frozen: bool = False
+) -> tuple[Architecture, Report]:
     """The architecture with LayerNorm's epsilon and the GELU that the weights bring (unless the recipe says), and what
-    they will fill. Takes no memory for weights. Raises RecipeError where they do not fit."""
+    they will fill. Takes no memory for weights. Raises RecipeError where they do not fit, or where, `frozen`, they
+    leave something fresh that will never be trained."""
     try:
         path = local_copy(settings.init)
-        source = _shapes(path, _changed(path))
+        source = _shapes(path, changed(path))
         architecture = replace(
             architecture,
             norm_eps=source.norm_eps if settings.norm_eps is None else settings.norm_eps,
             gelu=settings.gelu or source.gelu,
         )
-        return architecture, _fit(on_meta(architecture), source, settings, classes)
+        report = _fit(on_meta(architecture), source, settings, classes)
+        if frozen:
+            _refuse_fresh(report)
+        return architecture, report
     except WeightsError as error:
         raise RecipeError("\n".join(f"model.init: {line}" for line in str(error).splitlines())) from None
 
@@ -50,9 +56,41 @@ def put_in_place(settings: Model, model: PolyViT, classes: Classes) -> Report:
     return _fit(model, open_source(local_copy(settings.init)), settings, classes)
 
 
+def _refuse_fresh(report: Report) -> None:
+    """Frozen, what is random stays random. Raises WeightsError."""
+    fresh = [entry.place for entry in report.fresh if not entry.place.startswith("heads.")]
+    if fresh:
+        more = f" and {len(fresh) - 1} more" if len(fresh) > 1 else ""
+        raise WeightsError(
+            f"{report.place} leaves {fresh[0]}{more} fresh, which train.freeze would leave random: heads alone are "
+            f"trained"
+        )
+
+
 def _fit(model: PolyViT, source: Source, settings: Model, classes: Classes) -> Report:
     allow = tuple(settings.init_allow)
     return fit(model, source, place=settings.init, tubelet=settings.init_tubelet, allow=allow, classes=classes)
+
+
+def digest(place: str) -> str:
+    """Tells the weights at a path or URI from others that lie there later. Raises WeightsError."""
+    path = local_copy(place)
+    return _digest(path, changed(path))
+
+
+@functools.lru_cache(maxsize=4)
+def _digest(path: Path, changed: tuple[int, ...]) -> str:
+    digest = hashlib.sha256()
+    for file in _weights_in(path):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _weights_in(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    return [path / name for name in sorted(_wanted([file.name for file in path.iterdir() if file.is_file()]))]
 
 
 @functools.lru_cache(maxsize=4)  # a sweep judges hundreds of recipes by one file
@@ -60,7 +98,8 @@ def _shapes(path: Path, changed: tuple[int, ...]) -> Source:
     return open_source(path, shapes_only=True)
 
 
-def _changed(path: Path) -> tuple[int, ...]:
+def changed(path: Path) -> tuple[int, ...]:
+    """What differs once a file or folder does."""
     try:
         files = [path, *sorted(path.iterdir())] if path.is_dir() else [path]
         return tuple(number for file in files for number in (file.stat().st_mtime_ns, file.stat().st_size))

@@ -20,13 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray.train
-import ray.train.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from polytrain import __version__
 from polytrain.data import augment
 from polytrain.data.device import DeviceInputs
 from polytrain.data.reading import StreamSource
@@ -36,17 +33,21 @@ from polytrain.model.polyvit import PolyViT, parameters_by_part
 from polytrain.model.pretrained import WeightsError
 from polytrain.plan import Minibatch, dealt
 from polytrain.run_folder import RunFolder
+from polytrain.secrecy import without_secrets
 from polytrain.tracking import Tracker, history_of
-from polytrain.training import checkpoint
+from polytrain.training import checkpoint, run_checkpoints
+from polytrain.training.description import description
 from polytrain.training.evaluation import Predictions, mean_of_views, predict_split
-from polytrain.training.hardware import device_at, wants_bf16
+from polytrain.training.hardware import device_at
 from polytrain.training.initial import put_in_place
 from polytrain.training.input_sheets import MOST, InputSheets
 from polytrain.training.optimizer import clear_gradients, make_optimizer, update
+from polytrain.training.precision import wants_bf16
 from polytrain.training.progress import Progress
 from polytrain.training.results import write_confusions, write_curves, write_predictions
 from polytrain.training.start import Start
 from polytrain.training.step import add_gradients, make_targets, mix_mirrored, smoothed, sum_over_workers, task_loss
+from polytrain.training.time_spent import TimeSpent, shares
 
 PROGRESS_INTERVAL_S = 1.0
 
@@ -78,6 +79,7 @@ def cotrain(experiment: Experiment, source: StreamSource, run: RunFolder, begun:
             worker.tracker.detach()
         return
     if worker.rank == 0:
+        run.settle()
         run.write_result(outcome)
         worker.tracker.detach()
 
@@ -109,6 +111,7 @@ class Worker:
         if gpu:
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
+        self.spent = TimeSpent(self.device)
         self.bf16 = wants_bf16(self.recipe.train.precision, self.device)
         # Losses are looked at after every step where that costs nothing; a GPU would have to be waited for.
         self.look_every = self.recipe.train.log_every if gpu else 1
@@ -117,6 +120,8 @@ class Worker:
         # --- model and optimizer: the same on every rank, from the seed alone ---
         torch.manual_seed(self.recipe.seed)
         self.model = PolyViT(self.experiment.architecture).to(self.device)
+        if self.recipe.train.freeze:
+            self.model.freeze_but(self.experiment.trained)
         self.inputs = DeviceInputs(self.experiment.architecture.modalities).to(self.device)
         o = self.recipe.optimizer
         self.optimizer = make_optimizer(
@@ -130,9 +135,10 @@ class Worker:
         step = self.begun.step
         if self.begun.checkpoint is not None:
             checkpoint.load(self.begun.checkpoint, self.model, self.optimizer)
+            run_checkpoints.release(self.begun.checkpoint)
             self.progress = Progress(**self.begun.state["progress"])
         if self.rank == 0:
-            self.tracker = Tracker.resume(self.run.path, step=step)
+            self.tracker = Tracker.resume(self.run.path, step=step, handover=self.run.handover)
             self.tracker.metrics({"model/params_total": parameters_by_part(self.model)["total"]}, step=0)
         if self.begun.checkpoint is None and self.recipe.model.init:
             self.start_from_weights()
@@ -144,12 +150,15 @@ class Worker:
                 failed=lambda text: self.tracker.tags({"notice.inputs": text}),
             )
         self.first = step
-        self.began = time.perf_counter()  # and once more behind the first step, which waits for streams to start
+        # Both once more behind the first step, which waits for streams to start.
+        self.began = time.perf_counter()
+        self.spent.restart()
         self.pending: deque[tuple[int, list[Minibatch], Tensor, Tensor]] = deque()
         self.recent: dict[str, float] = {}  # the last loss of each task, for whoever watches
         self.examples, self.window = 0, (time.perf_counter(), 0, 0.0)
         self.rates = {"examples_per_s": 0.0, "data_wait_fraction": 0.0}
         self.told = 0.0
+        self.attempt = self.run.start().get("attempt", 1) if self.rank == 0 else 1
         self.phase = "train"
         self.tell(force=True)
 
@@ -157,9 +166,9 @@ class Worker:
         """Fill the model from `model.init`; all workers go on, or none."""
         fault: str | None = None
         try:
-            put_in_place(self.recipe.model, self.model, {task.name: task.classes for task in self.experiment.tasks})
+            put_in_place(self.recipe.model, self.model, self.experiment.classes)
         except WeightsError as error:
-            fault = str(error)
+            fault = without_secrets(str(error))
         faults = [fault]
         if self.workers > 1:
             faults = [None] * self.workers
@@ -178,6 +187,7 @@ class Worker:
             done = self.progress.step = step + 1
             if done == self.first + 1:
                 self.began, self.window = time.perf_counter(), (time.perf_counter(), self.examples, self.waited())
+                self.spent.restart()
             validate = done in self.eval_steps
             stop = False
             if done % self.look_every == 0 or validate or done % train.checkpoint_every == 0:
@@ -188,7 +198,7 @@ class Worker:
             if stop or done % train.checkpoint_every == 0 or done == schedule.steps:
                 self.save(done)
             if stop:
-                return {"status": "stopped", "step": done}
+                return {"status": "stopped", "step": done, **self.took()}
         return self.test()
 
     def train_step(self, step: int) -> None:
@@ -198,18 +208,24 @@ class Worker:
         minibatches, losses, short = [], [], 0
         for draw in range(schedule.draws_per_step):
             minibatch = self.plan.train(step, draw)
-            share = self.streams[self.modality(minibatch)].take(minibatch)
+            with self.spent.on("waiting_for_data"):
+                share = self.streams[self.modality(minibatch)].take(minibatch)
             short += len(share.ids) < len(self.plan.share(minibatch, self.rank, self.workers))
             self.progress.note_bad(self.plan.tasks[minibatch.tag.task].name, "train", share.bad)
             self.show_inputs(minibatch, share)
-            losses.append(self.backward(minibatch, share))
+            with self.spent.on("computing"):
+                losses.append(self.backward(minibatch, share))
             minibatches.append(minibatch)
             self.examples += len(minibatch)
         used = self.used(minibatches)
         stop = self.rank == 0 and self.run.stop_requested()
         flags = torch.tensor([float(stop), float(short)], device=self.device)
-        numbers = sum_over_workers(used, torch.cat([torch.stack(losses), flags]))
-        norm = update(self.optimizer, used, schedule.learning_rate(step), self.recipe.optimizer.clip_norm)
+        numbers = torch.cat([torch.stack(losses), flags])
+        if self.workers > 1:
+            with self.spent.on("communicating"):
+                numbers = sum_over_workers(used, numbers)
+        with self.spent.on("computing"):
+            norm = update(self.optimizer, used, schedule.learning_rate(step), self.recipe.optimizer.clip_norm)
         self.pending.append((step, minibatches, numbers, norm))
 
     def backward(self, minibatch: Minibatch, share: Share) -> Tensor:
@@ -293,7 +309,8 @@ class Worker:
         stop = False
         while self.pending:
             step, minibatches, numbers, norm = self.pending.popleft()
-            *losses, stopping, short = numbers.tolist()
+            with self.spent.on("computing"):  # a GPU may have to be waited for
+                *losses, stopping, short = numbers.tolist()
             stop |= stopping > 0
             for minibatch, loss in zip(minibatches, losses, strict=True):
                 task = self.plan.tasks[minibatch.tag.task].name
@@ -310,6 +327,7 @@ class Worker:
                 raise TrainingFault(
                     f"step {step + 1}: examples can't be decoded, nor any of those that come after them"
                 )
+        self.spent.settle()
         done = self.progress.step
         if done % self.recipe.train.log_every == 0:
             self._judge_bad()
@@ -357,18 +375,19 @@ class Worker:
         if self.rank != 0 or (not force and now - self.told < PROGRESS_INTERVAL_S):
             return
         self.told = now
-        self.run.write_progress(
-            {
-                "phase": self.phase,
-                "step": self.progress.step,
-                "steps": self.plan.schedule.steps,
-                "losses": self.recent,
-                "best": self.progress.best.get("score"),
-                "seconds": now - self.began,
-                "steps_here": max(0, self.progress.step - self.first - 1),
-                **self.rates,
-            }
-        )
+        progress = {
+            "phase": self.phase,
+            "step": self.progress.step,
+            "steps": self.plan.schedule.steps,
+            "best": self.progress.best.get("score"),
+            "seconds": now - self.began,
+            "steps_here": max(0, self.progress.step - self.first - 1),
+            "attempt": self.attempt,
+            "since": self.first,
+            **self.rates,
+        }
+        self.run.write_progress(progress | {"losses": self.recent})
+        self.tracker.progress(progress, force=force)
 
     # --- validation, test, checkpoints --------------------------------------------------------------------------------
 
@@ -411,6 +430,10 @@ class Worker:
 
     def score(self, phase: str, done: int) -> tuple[dict[str, dict[str, float]], dict[str, Predictions]]:
         """Metrics by task, logged."""
+        with self.spent.on("validating"):
+            return self._score(phase, done)
+
+    def _score(self, phase: str, done: int) -> tuple[dict[str, dict[str, float]], dict[str, Predictions]]:
         predictions = self.evaluate(phase, done)
         values = {
             task.name: predictions[task.name].metrics(loss=task.loss, multi_label=task.multi_label)
@@ -444,14 +467,20 @@ class Worker:
     def save(self, done: int) -> None:
         """A checkpoint after `done` steps and the validation that belongs to them."""
         self._judge_bad()
+        self.spent.gather()
         if self.rank != 0:
             return
-        self.tracker.flush(timeout_s=0.5)  # what was measured before a checkpoint is known once it counts
+        with self.spent.on("checkpointing"):
+            self.tracker.flush(timeout_s=0.5)  # what was measured before a checkpoint is known once it counts
         self._save_to(checkpoint.step_folder(self.run.checkpoints, done), with_optimizer=True)
-        checkpoint.keep_newest(self.run.checkpoints, self.recipe.train.keep_checkpoints)
+        run_checkpoints.keep_newest(self.run, self.recipe.train.keep_checkpoints)
 
     def _save_to(self, folder: Path, *, with_optimizer: bool, **more: Any) -> None:
-        progress = asdict(self.progress) | {"seconds": self.progress.seconds + time.perf_counter() - self.began}
+        with self.spent.on("checkpointing"):
+            self._write_checkpoint(folder, with_optimizer, more)
+
+    def _write_checkpoint(self, folder: Path, with_optimizer: bool, more: dict[str, Any]) -> None:
+        progress = asdict(self.progress) | self.took()
         checkpoint.save(
             folder,
             model=self.model,
@@ -462,20 +491,24 @@ class Worker:
                 "step": self.progress.step,
                 "plan_digest": self.plan.digest,
                 "manifests": self.experiment.state_digests(),
+                **description(self.experiment.architecture.modalities, self.recipe),
                 "architecture": self.experiment.architecture.plain(),
-                "classes": {task.name: list(task.classes) for task in self.experiment.tasks},
+                "classes": {name: list(classes) for name, classes in self.experiment.classes.items()},
+                "tasks": self.experiment.described_tasks(),
+                "trained": self.experiment.trained,
                 "world_size": self.workers,
-                "versions": {"polytrain": __version__, "torch": torch.__version__, "ray": ray.__version__},
                 "progress": progress,
                 **more,
             },
         )
+        run_checkpoints.written(self.run, folder)
 
     def test(self) -> dict[str, Any]:
         """Judge the last state on the test splits, and leave everything behind that a finished run has."""
         done = self.plan.schedule.steps
         values, predictions = self.score("test", done)
         self._judge_bad()
+        self.spent.gather()
         if self.rank != 0:
             return {}
         self.phase = "finishing"
@@ -492,14 +525,24 @@ class Worker:
             self.tracker.artifact(final, "checkpoint")
         if self.progress.any_bad:
             self.tracker.artifact(self.progress.write_quarantine(self.run.path / "quarantine.parquet"))
+        took = self.took()
+        self.tracker.metrics({f"time/{kind}": share for kind, share in shares(took["spent"]).items()}, step=done)
         return {
             "status": "finished",
             "step": done,
             "val": self.progress.validation,
             "test": values,
             "best": self.progress.best,
-            "seconds": self.progress.seconds + time.perf_counter() - self.began,
+            **took,
             "bad": {task: sum(map(len, splits.values())) for task, splits in self.progress.bad.items()},
+        }
+
+    def took(self) -> dict[str, Any]:
+        """Seconds in the loop over all attempts, and what they were spent on."""
+        before = self.progress.spent
+        return {
+            "seconds": self.progress.seconds + time.perf_counter() - self.began,
+            "spent": {kind: seconds + before.get(kind, 0.0) for kind, seconds in self.spent.seconds().items()},
         }
 
     def close(self) -> None:

@@ -23,6 +23,8 @@ def make_optimizer(
     """
     kernels, others = [], []
     for key, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue  # frozen: neither momentum nor weight decay may touch it
         kernel = parameter.ndim >= 2 and not key.endswith(("class_token", "positions"))
         (kernels if kernel else others).append(parameter)
     groups = [{"params": kernels, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -24,6 +24,7 @@ class Progress:
     validation: dict[str, dict[str, float]] = field(default_factory=dict)  # the last one, by task
     bad: dict[str, dict[str, dict[str, list[str]]]] = field(default_factory=dict)
     seconds: float = 0.0  # spent in the loop, over all attempts
+    spent: dict[str, float] = field(default_factory=dict)  # the same by what they were spent on
 
     def note_bad(self, task: str, split: str, found: list[tuple[int, str, str]]) -> None:
         """Add bad examples (id, path, reason) of a share."""

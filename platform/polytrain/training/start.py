@@ -15,7 +15,7 @@ from ray.data import DataIterator
 from polytrain.data.reading import StreamSource
 from polytrain.data.stream import Stream, Streams
 from polytrain.run_folder import RunFolder
-from polytrain.training import checkpoint
+from polytrain.training import run_checkpoints
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def start(source: StreamSource, modalities: list[str], run: RunFolder, place: Pl
     # Streams are run by threads of this process: they are to get the interpreter at once, not after 5 ms.
     sys.setswitchinterval(0.0005)
     if place.rank == 0:
-        found = checkpoint.newest_whole(run.checkpoints)
-        run.write_start(found.state.get("step", 0), str(found.path) if found.path else None, faults=found.faults)
+        newest, state, faults = run_checkpoints.newest(run)
+        run.write_start(state.get("step", 0), newest, faults=faults)
     streams = {
         modality: Stream(place.get_shard, source, modality, place.rank, place.workers) for modality in modalities
     }
@@ -78,5 +78,5 @@ def start(source: StreamSource, modalities: list[str], run: RunFolder, place: Pl
         stream.begin(chosen["step"])
     if not chosen["checkpoint"]:
         return Start(place, None, {}, streams)
-    path = Path(chosen["checkpoint"])
+    path = run_checkpoints.copy(chosen["checkpoint"])
     return Start(place, path, json.loads((path / "state.json").read_text()), streams)
