@@ -1,0 +1,94 @@
+"""Secrets planted in the environment are used, and turn up nowhere: not in files, logs, MLflow, messages.
+
+The MLflow server is the one of cluster/mlflow/kubernetes.yaml, flags and all; the store is a real S3 API.
+"""
+
+import shutil
+import tempfile
+import urllib.parse
+from pathlib import Path
+
+import pytest
+from job_runner import only_run
+from locked_mlflow import ADMIN, locked_server
+from test_submit import free_ports
+
+PASSWORD = "planted-p4ssword/of+mlflow"
+KEY = "planted/k3y+of/amazon0123456789ABCDEF"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    (port,) = free_ports(1)
+    with locked_server(tmp_path_factory.mktemp("mlflow"), port, PASSWORD) as server:
+        yield server
+
+
+def quoted_uri(server):
+    return server.uri_with_login.replace(PASSWORD, urllib.parse.quote(PASSWORD, safe=""))
+
+
+def files_with(secret, *folders):
+    """Files below the folders that hold a secret, in plain or as URIs hold it."""
+    forms = {secret.encode(), urllib.parse.quote(secret, safe="").encode()}
+    files = [file for folder in folders for file in Path(folder).rglob("*") if file.is_file() and not file.is_symlink()]
+    assert len(files) > 10, "there is something to look through"
+    return [str(file) for file in files if any(form in file.read_bytes() for form in forms)]
+
+
+@pytest.mark.slow
+def test_the_server_answers_those_who_log_in_and_under_its_own_names_only(server):
+    right = f"{ADMIN}:{PASSWORD}"
+    asked = {
+        "nobody": server.ask(),
+        "somebody else": server.ask(login=f"{ADMIN}:guessed"),
+        "anna": server.ask(login=right),
+        "in the cluster": server.ask(host=f"mlflow:{server.port}", login=right),
+        "by another name": server.ask(host="rebound.example", login=right),
+        "Kubernetes' probe": server.ask(path="/health"),
+    }
+    assert asked == {
+        "nobody": 401, "somebody else": 401, "anna": 200, "in the cluster": 200, "by another name": 403,
+        "Kubernetes' probe": 200,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_runs_secrets_turn_up_in_no_file_no_log_and_no_message(
+    server, s3, runner, tiny, media, recipe_file, tmp_path, monkeypatch
+):
+    from polytrain.data import storage
+
+    bucket = s3.bucket()
+    for file in media["image"].parent.iterdir():
+        storage.upload(f"{bucket}/colours/{file.name}", file)
+    tiny["tasks"] = {"colours": tiny["tasks"]["colours"] | {"manifest": f"{bucket}/colours/manifest.parquet"}}
+    short = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets' paths may have 107 bytes only
+    runner.environment |= {
+        "MLFLOW_TRACKING_URI": quoted_uri(server),
+        "AWS_SECRET_ACCESS_KEY": KEY,
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3.port}",
+        "RAY_TMPDIR": short,
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # passwords are hashed slowly on purpose, and machines are busy
+    }
+    try:
+        output = runner.run(recipe_file(tiny))
+        assert f"in {server.uri}\n" in output, "the run is recorded where the password was needed"
+        assert KEY not in output
+        assert "p4ssword" not in output
+        assert only_run(tmp_path / "runs").exists()
+        for secret in (PASSWORD, KEY):
+            assert files_with(secret, tmp_path, short, server.folder) == []
+    finally:
+        shutil.rmtree(short, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_or_refuses_is_told_of_without_the_password(server, runner, tiny, recipe_file, tmp_path):
+    tiny["tasks"] = {"colours": tiny["tasks"]["colours"] | {"steps": 1}}
+    wrong = server.uri_with_login.replace(PASSWORD, "planted-wr0ng-password")
+    runner.environment |= {"MLFLOW_TRACKING_URI": wrong, "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
+    output = runner.run(recipe_file(tiny))
+    assert f"MLflow at {server.uri} cannot be reached" in output
+    assert "wr0ng" not in output
+    assert files_with("planted-wr0ng-password", tmp_path, server.folder) == []
