@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -14,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polytrain import figures
+from polytrain import asked_to_stop, figures
 from polytrain.cluster import Fit, connect
 from polytrain.data import sample_suite, storage
 from polytrain.data.manifest import Manifest
@@ -344,12 +343,8 @@ def _stopping(run: RunFolder, live: LiveLine) -> Iterator[None]:
         run.request_stop()
         live.say("Stopping with a checkpoint; once more to stop at once.")
 
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with asked_to_stop.heard(handler):
         yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 # --- telling ------------------------------------------------------------------------------------------------------

@@ -64,12 +64,14 @@ class Progress:
         """The line after so many seconds."""
         here = self.done - self.earlier
         rate = here / max(seconds, 1e-9)
-        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+        speed = f", {rate:,.0f} {self.unit}/s" if rate >= 10 else f", {rate:.1f} {self.unit}/s"
+        if rate < 0.05:  # the time that is left says more
+            speed = ""
         of = "" if self.total is None else f"/{self.total:,}"
         left = ""
         if self.total is not None and here:
             left = f", {_clock((self.total - self.done) / rate)} left"
-        return f"{self.doing}: {self.done:,}{of} {self.unit}, {speed} {self.unit}/s{left}{self.note}"
+        return f"{self.doing}: {self.done:,}{of} {self.unit}{speed}{left}{self.note}"
 
     def _rewrite(self, text: str) -> None:
         self._out.write("\r" + text.ljust(self._shown) + ("" if text else "\r"))

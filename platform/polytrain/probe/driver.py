@@ -6,7 +6,6 @@ import contextlib
 import copy
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from polytrain import asked_to_stop
 from polytrain.cluster import joined
 from polytrain.data.views import WHOLE, View, views_at_test
 from polytrain.experiment import Experiment
@@ -439,9 +439,5 @@ def _stops() -> Iterator[None]:
     def handler(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with asked_to_stop.heard(handler):
         yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polytrain import asked_to_stop
 from polytrain.cluster import Fit, connect
 from polytrain.data import storage
 from polytrain.launch import FAILED, STOPPED, cpus_for, flat, git_commit, make_sample_suite
@@ -317,12 +317,8 @@ class _Sweep:
             self.stopping.set()
             self.display.say("Stopping the running trials with checkpoints; once more to stop at once.")
 
-        before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with asked_to_stop.heard(handler):
             yield
-        finally:
-            for number, old in before.items():
-                signal.signal(number, old)
 
     # --- telling ---
 
