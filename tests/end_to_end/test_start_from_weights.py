@@ -20,6 +20,7 @@ def vit(tmp_path):
     return tmp_path / "vit.safetensors"
 
 
+@pytest.mark.soak
 def test_a_run_says_what_it_took_and_keeps_eps_and_gelu(runner, tiny, recipe_file, vit, tmp_path):
     recipe = recipe_file(tiny)
     output = runner.run(recipe, f"model.init={vit}", "train.workers=2")

@@ -250,6 +250,7 @@ def server(tmp_path, runner):
     stop()
 
 
+@pytest.mark.soak
 def test_while_mlflow_is_away_nothing_is_lost(runner, tiny, recipe_file, tmp_path, server):
     uri, start, stop = server
     output = tmp_path / "runs"
