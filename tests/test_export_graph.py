@@ -205,7 +205,10 @@ def test_a_graph_that_answers_otherwise_is_refused(trained, real):
 
 def test_rounding_of_large_logits_is_no_difference():
     by = Judged(np.zeros((1, 1)), np.array([[1.0, 0.0]]), np.array([[300.0, -200.0]]), None)
-    off_by = lambda logits: Measured("a", "ONNX", "a.onnx", 1.0, 1.0, 0.0, logits, "top1", None)  # noqa: E731
+
+    def off_by(logits):
+        return Measured("a", "ONNX", "a.onnx", 1.0, 1.0, 0.0, logits, "top1", None)
+
     check_parity(off_by(0.02), by)
     with pytest.raises(ExportError):
         check_parity(off_by(0.04), by)

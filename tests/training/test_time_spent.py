@@ -14,25 +14,31 @@ SOME = st.floats(0, 1e5, allow_nan=False)
 
 
 def test_the_kinds_sum_to_the_time_that_passed():
-    began = time.perf_counter()
+    before = time.perf_counter()
     spent = TimeSpent(CPU)
+    begun = time.perf_counter()
     with spent.on("computing"):
         time.sleep(0.02)
     with spent.on("validating"), spent.on("checkpointing"):
         time.sleep(0.01)
-    assert sum(spent.seconds().values()) == pytest.approx(time.perf_counter() - began, abs=2e-3)
+    ended = time.perf_counter()
+    total = sum(spent.seconds().values())
+    assert ended - begun <= total <= time.perf_counter() - before
 
 
 def test_an_inner_blocks_time_is_not_the_outer_ones():
     spent = TimeSpent(CPU)
+    began = time.perf_counter()
     with spent.on("validating"):
         time.sleep(0.01)
         with spent.on("checkpointing"):
             time.sleep(0.05)
         time.sleep(0.01)
+    passed = time.perf_counter() - began
     seconds = spent.seconds()
-    assert 0.05 <= seconds["checkpointing"] < 0.07
-    assert 0.02 <= seconds["validating"] < 0.045
+    assert seconds["checkpointing"] >= 0.05
+    assert seconds["validating"] >= 0.02
+    assert seconds["checkpointing"] + seconds["validating"] <= passed  # what is in both would be counted twice
 
 
 def test_what_raises_ends_its_block():
