@@ -97,18 +97,13 @@ def _applied(load: Callable[[], Forward], scans: tuple[Scan, ...], parts: Sequen
     from ray.data import ActorPoolStrategy
     from ray.data.context import DataContext
 
-    from polytrain.data.stream import Pace
+    from polytrain.data.stream import rows_as_they_are
 
     if not parts:
         return
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it tells of every execution's end
     context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # Every row its own block, and none cut.
-    context.target_max_block_size = 1
-    context.target_min_block_size = 1
-    context.custom_execution_callback_classes = [Pace]
+    rows_as_they_are(context)
     context.execution_options.preserve_order = False
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), min(1.0, resources.get("CPU", 2) / 2)

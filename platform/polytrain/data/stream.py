@@ -174,12 +174,7 @@ class Streams(DataConfig):
         cpus = self._cpus / self._modalities
         at_once = max(1, int(cpus))
         context = DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        # Every row its own block, and none cut: rows are dealt out as they are.
-        context.target_max_block_size = 1
-        context.target_min_block_size = 1
-        context.custom_execution_callback_classes = [Pace]
+        rows_as_they_are(context)
         # A stream from which nobody pulls for a while (a rare task, a long validation) is no error.
         context.execution_no_progress_timeout_s = -1
         # A limit a stream, or Ray shares CPUs so unevenly that a stream starves.
@@ -194,6 +189,15 @@ class Streams(DataConfig):
         dataset.context.execution_options.resource_limits = limits
         dataset.context.execution_options.preserve_order = True
         return dataset
+
+
+def rows_as_they_are(context: DataContext) -> None:
+    """Every row its own block, none cut, in a paced execution that prints nothing."""
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = 1
+    context.target_min_block_size = 1
+    context.custom_execution_callback_classes = [Pace]
 
 
 def stream_names(modalities: Iterable[str]) -> list[str]:
