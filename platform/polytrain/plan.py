@@ -16,7 +16,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ def mix(x: np.ndarray | int) -> np.ndarray:
         return z ^ (z >> np.uint64(31))
 
 
+@lru_cache(maxsize=1024)
 def key_of(*parts: int | str) -> int:
     """A 64-bit key of anything that names a use of randomness, the same on every machine."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "little")

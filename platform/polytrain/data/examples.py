@@ -7,11 +7,13 @@ file makes it from the manifest.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from polytrain.data import manifest as manifests
 from polytrain.data import storage
@@ -26,7 +28,8 @@ SENT_BYTES = 64_000_000
 """A table up to this size is sent as it is; a larger one is mapped from a file on each machine."""
 
 MINIBATCHES_AHEAD = 16
-"""Minibatches that one CPU may be ahead of the oldest one in work: two read tasks of eight."""
+"""Minibatches that one CPU may be ahead of the oldest one in work: a packed collection's
+read tasks hold eight, and two are at hand."""
 
 ALONE_LIMIT = 64
 """Row groups kept for a reader that follows no plan."""
@@ -47,6 +50,7 @@ class Examples:
 
     def __getstate__(self) -> dict[str, Any]:
         sent = self.__dict__ | {"_cache": None}
+        sent.pop("_columns", None)
         return sent | {"table": None} if self._mapped or self.table.nbytes > SENT_BYTES else sent
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -89,12 +93,17 @@ class Examples:
 
     def labels(self, examples: Sequence[int]) -> list[list[int]]:
         """The classes of each."""
-        if "labels" in self.table.column_names:
+        if "labels" in self._columns:
             return [self._value("labels", example) for example in examples]
         return [[self._value("label", example)] for example in examples]
 
     def _value(self, column: str, example: int) -> Any:
-        return self.table[column][example].as_py() if column in self.table.column_names else None
+        values = self._columns.get(column)
+        return None if values is None else values[example].as_py()
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, pa.ChunkedArray]:
+        return {name: self.table[name] for name in self.table.column_names}
 
     # --- packed ---
 
