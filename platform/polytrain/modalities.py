@@ -16,6 +16,9 @@ CHANNELS = 3
 """Input channels of every patch embedding: spectrograms are repeated to three, so that an image kernel fits them."""
 
 
+_BYTES = {"uint8": 1, "float32": 4}
+
+
 class _Grid:
     """What the three geometries share: tokens from an input shape and a patch shape of the same rank."""
 
@@ -25,6 +28,8 @@ class _Grid:
     name: ClassVar[str]
     input_shape: tuple[int, ...]
     patch_shape: tuple[int, ...]
+    decoded_shape: tuple[int, ...]
+    decoded_dtype: ClassVar[str]
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -45,6 +50,11 @@ class _Grid:
     def patch_inputs(self) -> int:
         """Numbers that enter the patch embedding for one token, channels included."""
         return math.prod(self.patch_shape) * CHANNELS
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of one view as a decoder delivers it."""
+        return math.prod(self.decoded_shape) * _BYTES[self.decoded_dtype]
 
     def _check_grid(self, axes: tuple[str, ...]) -> None:
         for axis, size, patch in zip(axes, self.input_shape, self.patch_shape, strict=True):
@@ -80,6 +90,7 @@ class Image(_Grid):
         """[H, W, 3] uint8."""
         return (*self.size, CHANNELS)
 
+    decoded_dtype: ClassVar[str] = "uint8"
     decoded_bytes_per_element: ClassVar[int] = 1
 
 
@@ -111,6 +122,7 @@ class Video(_Grid):
         """[T, H, W, 3] uint8."""
         return (self.frames, *self.size, CHANNELS)
 
+    decoded_dtype: ClassVar[str] = "uint8"
     decoded_bytes_per_element: ClassVar[int] = 1
 
     @property
@@ -173,6 +185,7 @@ class Audio(_Grid):
         """[samples] float32, mono, in [-1, 1]."""
         return (self.samples,)
 
+    decoded_dtype: ClassVar[str] = "float32"
     decoded_bytes_per_element: ClassVar[int] = 4
 
 

@@ -199,6 +199,14 @@ def test_an_image_box_is_torchvisions_resized_crop(box, shape):
         assert difference.mean() < 2  # torchvision's box is rounded: half a pixel of 120
 
 
+@pytest.mark.parametrize("turn", EXIF_TURNS.values())
+def test_what_is_written_as_stored_stands_upright(turn):
+    stored = np.arange(24).reshape(2, 4, 3)
+    upright = np.empty_like(turn.upright(stored))
+    turn.lying(upright)[:] = stored
+    assert np.array_equal(upright, turn.upright(stored))
+
+
 @pytest.mark.parametrize("orientation", EXIF_TURNS)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_boxes_are_those_of_the_upright_image(orientation, kind):

@@ -61,6 +61,7 @@ def decode(
     start_s: float | None = None,
     end_s: float | None = None,
     time_limit_s: float = 30.0,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """The views of one example, [V, *geometry.decoded_shape]: uint8 RGB pictures or frames, or float32 mono sound in
     [-1, 1].
@@ -68,7 +69,7 @@ def decode(
     `source` is a local path or the file's bytes; it is opened once for all views. `start_s` and `end_s` (seconds from
     the beginning) confine video and sound to a part of the file, within which a view's position places the clip.
     Images ignore all three, sounds have no boxes. A video shorter than its clip repeats its last frame, a sound is
-    followed by zeros.
+    followed by zeros. With `out` the views are written there, and it is returned.
 
     Raises DecodeError, whose text is the reason, for whatever is wrong with the file or when `time_limit_s` seconds
     are over (media_file.time_limit says what that can't interrupt), and ValueError for a box on a sound.
@@ -76,12 +77,16 @@ def decode(
     if isinstance(geometry, Audio) and any(view.box for view in views):
         raise ValueError("a sound has no box to show")
     decoder = _DECODERS[type(geometry)]
+    shown = out
+    if shown is None:
+        shown = np.empty((len(views), *geometry.decoded_shape), geometry.decoded_dtype)
     try:
         with time_limit(time_limit_s) as deadline:
             check_present(source)
             if end_s is not None and end_s <= max(start_s or 0, 0):
                 raise DecodeError(f"its clip ends at {end_s:g} s, not after its start at {start_s or 0:g} s")
-            return decoder(geometry, source, views, start_s or 0.0, end_s, deadline)
+            decoder(geometry, source, views, shown, start_s or 0.0, end_s, deadline)
+            return shown
     except FILE_ERRORS as error:
         raise DecodeError(failure_reason(error)) from error
 

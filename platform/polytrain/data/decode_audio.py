@@ -46,11 +46,12 @@ def decode_audio(
     geometry: Audio,
     source: str | bytes,
     views: Sequence[View],
+    shown: np.ndarray,
     start_s: float,
     end_s: float | None,
     deadline: Deadline,
-) -> np.ndarray:
-    """[V, samples] float32 in [-1, 1], mono, at `geometry.sample_rate`."""
+) -> None:
+    """Fills `shown`, [V, samples] float32 in [-1, 1], mono, at `geometry.sample_rate`."""
     with open_recording(source, deadline) as recording:
         promised = recording.total
         while True:
@@ -62,7 +63,7 @@ def decode_audio(
                 raise DecodeError(f"its clip starts at {start_s:g} s, the sound ends before" if first else "no samples")
             length = (after - first) * geometry.sample_rate // recording.rate
             starts = [view.start(max(length - geometry.samples, 0) + 1) for view in views]
-            clips = _clips(recording, geometry, first, after, starts)
+            _fill(shown, recording, geometry, first, after, starts)
             if recording.total == total:
                 break
             # The header promised more than there is (an estimate for MP3, or the tail is missing): place clips anew.
@@ -71,12 +72,11 @@ def decode_audio(
             raise DecodeError(
                 f"truncated: {total / recording.rate:.2g} s of {promised / recording.rate:.2g} s are there"
             )
-        return _within_full_scale(clips)
+        _into_full_scale(shown)
 
 
-def _clips(recording: _Recording, geometry: Audio, first: int, after: int, starts: list[int]) -> np.ndarray:
+def _fill(clips: np.ndarray, recording: _Recording, geometry: Audio, first: int, after: int, starts: list[int]) -> None:
     """[V, samples]: the clips that begin at these output samples. Clips that overlap are read as one."""
-    clips = np.empty((len(starts), geometry.samples), np.float32)
     order = sorted(range(len(starts)), key=starts.__getitem__)
     while order:
         begin = end = starts[order[0]]
@@ -88,7 +88,6 @@ def _clips(recording: _Recording, geometry: Audio, first: int, after: int, start
         for view in together:
             at = starts[view] - begin
             clips[view] = sound[at : at + geometry.samples]
-    return clips
 
 
 def _cut(recording: _Recording, geometry: Audio, first: int, after: int, start: int, samples: int) -> np.ndarray:
@@ -109,12 +108,12 @@ def _cut(recording: _Recording, geometry: Audio, first: int, after: int, start: 
     return cut
 
 
-def _within_full_scale(clips: np.ndarray) -> np.ndarray:
+def _into_full_scale(clips: np.ndarray) -> None:
     if clips.min() >= -1 and clips.max() <= 1:  # false for NaN, too
-        return clips
+        return
     if not np.isfinite(clips).all():
         raise DecodeError("samples that are not finite numbers")
-    return clips.clip(-1, 1)  # resampling and lossy codecs overshoot a little
+    clips.clip(-1, 1, out=clips)  # resampling and lossy codecs overshoot a little
 
 
 def _resample(sound: np.ndarray, rate: int, wanted: int) -> np.ndarray:
@@ -208,17 +207,24 @@ def _wave_samples(file: BinaryIO, layout: bytes, size: int) -> _Wave | None:
 
 def _mono(channels: np.ndarray, silence: int, loudest: int) -> np.ndarray:
     """[channels, samples] of any type -> [samples] float32, full scale at 1, the mean of the channels."""
-    sound = channels.astype(np.float32)
+    sound = channels.astype(np.float32, copy=False)
     if silence:
         sound -= silence
-    sound = sound[0] if len(sound) == 1 else sound.mean(axis=0, dtype=np.float32)
-    if loudest != 1:
-        sound *= 1 / loudest
+    scale = 1 / (loudest * len(sound))
+    sound = sound[0] if len(sound) == 1 else np.add.reduce(sound)
+    if scale != 1:
+        sound *= scale
     return sound
 
 
-# FFmpeg's sample formats -> silence, loudest.
-_SAMPLE_FORMATS = {"u8": (128, 2**7), "s16": (0, 2**15), "s32": (0, 2**31), "flt": (0, 1), "dbl": (0, 1)}
+# FFmpeg's sample formats -> type, silence, loudest.
+_SAMPLE_FORMATS = {
+    "u8": (np.uint8, 128, 2**7),
+    "s16": (np.int16, 0, 2**15),
+    "s32": (np.int32, 0, 2**31),
+    "flt": (np.float32, 0, 1),
+    "dbl": (np.float64, 0, 1),
+}
 
 
 class _Compressed:
@@ -259,13 +265,15 @@ class _Compressed:
 
     def _read(self, first: int, count: int, target: int) -> np.ndarray | None:
         """Decodes from sample `target` on; None if the seek there went past `first`."""
-        frames, begin, at = [], 0, None
+        parts, kind, begin, at = [], None, 0, None
         for at, frame in self._frames(target):
-            if not frames:
-                begin = at
+            if not parts:
+                begin, kind = at, _kind(frame)
             at += frame.samples
             if at > first:
-                frames.append(frame)
+                if _kind(frame) != kind:
+                    raise DecodeError("its channels or sample format change on the way")
+                parts.append(_sound_of(frame))
             if at >= first + count:
                 break
         else:
@@ -274,9 +282,9 @@ class _Compressed:
                     raise DecodeError("no sound could be decoded")
                 at = min(self._count(), self.total - 1)  # sought past the end
             self.total = at
-        if not frames:
+        if not parts:
             return np.empty(0, np.float32)
-        return None if begin > first else self._mono(frames)[first - begin : first + count - begin]
+        return None if begin > first else np.concatenate(parts)[first - begin : first + count - begin]
 
     def _frames(self, target: int) -> Iterator[tuple[int, av.AudioFrame]]:
         """(number of its first sample, frame), from about sample `target` on."""
@@ -304,13 +312,18 @@ class _Compressed:
                 yield at, frame
                 at += frame.samples
 
-    def _mono(self, frames: list[av.AudioFrame]) -> np.ndarray:
-        """float32 samples of frames that follow each other."""
-        first = frames[0]
-        if any(frame.layout.name != first.layout.name or frame.format.name != first.format.name for frame in frames):
-            raise DecodeError("its channels or sample format change on the way")
-        silence, loudest = _SAMPLE_FORMATS[first.format.packed.name]
-        samples = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
-        if first.format.is_packed:
-            samples = samples.reshape(-1, first.layout.nb_channels).T
-        return _mono(samples, silence, loudest)
+
+def _kind(frame: av.AudioFrame) -> tuple[str, str]:
+    return frame.layout.name, frame.format.name
+
+
+def _sound_of(frame: av.AudioFrame) -> np.ndarray:
+    """[samples] float32: mixed while it is fresh from the decoder. Kept until all are there, frames cost as much again
+    as decoding."""
+    dtype, silence, loudest = _SAMPLE_FORMATS[frame.format.packed.name]
+    channels = frame.layout.nb_channels
+    if frame.format.is_packed:
+        samples = np.frombuffer(frame.planes[0], dtype, channels * frame.samples).reshape(-1, channels).T
+    else:
+        samples = np.array([np.frombuffer(plane, dtype, frame.samples) for plane in frame.planes])
+    return _mono(samples, silence, loudest)

@@ -59,17 +59,19 @@ def decode_video(
     geometry: Video,
     source: str | bytes,
     views: Sequence[View],
+    shown: np.ndarray,
     start_s: float,
     end_s: float | None,
     deadline: Deadline,
-) -> np.ndarray:
-    """[V, T, H, W, 3] uint8: `geometry.frames` frames, `geometry.stride` apart, upright by the rotation metadata."""
+) -> None:
+    """Fills `shown`, [V, T, H, W, 3] uint8: `geometry.frames` frames, `geometry.stride` apart, upright by the rotation
+    metadata.
+    """
     with open_container(source, deadline) as container:
         stream = only_stream(container, "video")
         check_pixels(stream.codec_context.width, stream.codec_context.height)
         timeline = _timeline(container, stream, deadline)
         clips = _clips(geometry, timeline, views, start_s, end_s)
-        shown = np.empty((len(views), *geometry.decoded_shape), np.uint8)
         cut = BoxCutter(geometry.size, [view.box for view in views])
 
         def show(wanted: _Wanted, frame: av.VideoFrame) -> None:
@@ -80,7 +82,6 @@ def decode_video(
                 _decode_stretch(container, stream, timeline, stretch, show, deadline, seek=True)
             except _LandedLateError:
                 _decode_stretch(container, stream, timeline, stretch, show, deadline, seek=False)
-        return shown
 
 
 def _timeline(container: InputContainer, stream: VideoStream, deadline: Deadline) -> _Timeline:

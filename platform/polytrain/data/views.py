@@ -182,9 +182,16 @@ class Turn:
         return top, left, tall, wide
 
     def upright(self, array):
-        """An array [H, W, ...] as stored -> upright."""
-        array = array[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+        """An array [H, W, ...] as stored -> upright, a view of it."""
+        array = self._flipped(array)
         return array.swapaxes(0, 1) if self.swap else array
+
+    def lying(self, array):
+        """An upright array [H, W, ...] -> as it is stored, a view of it: what is written there stands upright."""
+        return self._flipped(array.swapaxes(0, 1) if self.swap else array)
+
+    def _flipped(self, array):
+        return array[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
 
 
 EXIF_TURNS = {
