@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from polytrain.modalities import MODALITIES, Audio, Image, Video
@@ -32,15 +33,16 @@ def test_a_patch_has_three_channels_in_every_modality(geometry, inputs):
 
 
 @pytest.mark.parametrize(
-    ("geometry", "shape", "bytes_per_element"),
+    ("geometry", "shape", "dtype"),
     [
-        (Image(size=(48, 64), patch=(8, 8)), (48, 64, 3), 1),
-        (Video(frames=12, stride=2, size=(48, 64), tubelet=(4, 8, 8)), (12, 48, 64, 3), 1),
-        (Audio(**AUDIO), (15360,), 4),
+        (Image(size=(48, 64), patch=(8, 8)), (48, 64, 3), "uint8"),
+        (Video(frames=12, stride=2, size=(48, 64), tubelet=(4, 8, 8)), (12, 48, 64, 3), "uint8"),
+        (Audio(**AUDIO), (15360,), "float32"),
     ],
 )
-def test_what_a_decoder_delivers(geometry, shape, bytes_per_element):
-    assert (geometry.decoded_shape, geometry.decoded_bytes_per_element) == (shape, bytes_per_element)
+def test_what_a_decoder_delivers(geometry, shape, dtype):
+    assert (geometry.decoded_shape, geometry.decoded_dtype) == (shape, dtype)
+    assert geometry.decoded_bytes == np.empty(shape, dtype).nbytes
 
 
 def test_a_clip_spans_its_frames_and_the_gaps_between_them():

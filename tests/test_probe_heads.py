@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from polytrain.data.reading import decode_example, read_chunk
+from polytrain.data.reading import Flow, decode_example, read_chunk
 from polytrain.data.views import WHOLE
 from polytrain.experiment import open_experiment
 from polytrain.launch import stream_source
@@ -179,7 +179,7 @@ def torn(tmp_path, tiny):
         (path.parent / f"train_{number:03d}.png").write_bytes(b"no picture")
     tiny["tasks"] = {"colours": tiny["tasks"]["colours"] | {"manifest": str(path), "steps": 10}}
     experiment, manifests = open_experiment(check(tiny))
-    return experiment, stream_source(experiment, manifests)
+    return experiment, stream_source(experiment, manifests, Flow())
 
 
 def scanned(experiment, source) -> Features:
@@ -200,7 +200,7 @@ def test_what_cant_be_decoded_is_replaced_as_the_loop_replaces_it(torn, tiny, st
     _, source = torn
     recipe = check(tiny | {"tasks": {"colours": tiny["tasks"]["colours"] | {"steps": steps}}})
     experiment, manifests = open_experiment(recipe)
-    source = stream_source(experiment, manifests)
+    source = stream_source(experiment, manifests, Flow())
     features = scanned(experiment, source)
     for step in range(steps):
         ids = heads.minibatch_ids(experiment.plan, step, features.bad)

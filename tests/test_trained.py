@@ -61,7 +61,7 @@ def refusal(place) -> str:
 def clips(geometry, count, seed=0):
     """Media as decoders give them."""
     rng = np.random.default_rng(seed)
-    if geometry.decoded_bytes_per_element == 1:
+    if geometry.decoded_dtype == "uint8":
         return rng.integers(0, 256, (count, *geometry.decoded_shape), np.uint8)
     return rng.uniform(-1, 1, (count, *geometry.decoded_shape)).astype(np.float32)
 

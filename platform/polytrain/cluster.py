@@ -14,7 +14,7 @@ from typing import Any
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -23,9 +23,32 @@ SETTINGS = {
     "RAY_worker_niceness": "0",
 }
 
+# Of those, what Ray Train passes on to its processes, and what it adds.
+_PASSED_ON = ("RAY_TRAIN_V2_ENABLED", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER")
+_ADDED = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
+
+# For a Ray of our own: no processes are started before anybody asks, and none that waits is ended.
+OWN_PROCESSES = {
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_num_workers_soft_limit": "1000",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
+}
+
 # What makes Ray use the loopback address on macOS and Windows makes it do so here. Otherwise a dozen ports of a run on
 # one machine would be open to its network.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+def is_own() -> bool:
+    """Whether Ray is, or would be, started here for this process, and ends with it."""
+    return not os.environ.get("RAY_ADDRESS")
+
+
+def train_environment() -> dict[str, str]:
+    """What the processes of a Ray Train run have in their environment. In a Ray of our own all others have it, too:
+    what was started for one task may then serve another."""
+    return {key: os.environ.get(key, SETTINGS[key]) for key in _PASSED_ON} | _ADDED
 
 
 def connect(cpus: int | None = None) -> bool:
@@ -33,8 +56,7 @@ def connect(cpus: int | None = None) -> bool:
 
     Says whether it was joined just now.
     """
-    address = os.environ.get("RAY_ADDRESS")
-    for key, value in (SETTINGS if address else SETTINGS | LOOPBACK).items():
+    for key, value in (SETTINGS | LOOPBACK | OWN_PROCESSES if is_own() else SETTINGS).items():
         os.environ.setdefault(key, value)
     import ray
 
@@ -42,10 +64,10 @@ def connect(cpus: int | None = None) -> bool:
         return False
     # Workers' own printing is Ray's chatter to a user: what matters comes through the run folder.
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address:
-        ray.init(**quiet)
+    if is_own():
+        _start(num_cpus=cpus, include_dashboard=False, runtime_env={"env_vars": train_environment()}, **quiet)
     else:
-        _start(num_cpus=cpus, include_dashboard=False, **quiet)
+        ray.init(**quiet)
     return True
 
 

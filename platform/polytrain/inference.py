@@ -18,13 +18,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from polytrain.data.reading import CHUNK_BYTES, ROW_BYTES
-from polytrain.scan import Decoded, Scan, Scanned, decoded, means
+from polytrain.data.reading import binary, binary_value
+from polytrain.scan import CHUNK_BYTES, Decoded, Scan, Scanned, decoded, means
 
 if TYPE_CHECKING:
     from polytrain.forward import Forward
 
 __all__ = ["LostError", "Scan", "Scanned", "run_scans"]
+
+ROW_BYTES = 2_000_000
+"""Small examples travel together: a row costs some ten milliseconds on its way, whatever it holds."""
 
 TASK_ROWS = 4
 """Rows of a read task, which costs a few milliseconds whatever it holds."""
@@ -209,14 +212,7 @@ def _tried_before() -> bool:
 def _row(number: int, begin: int, some: Decoded) -> pa.Table:
     """One row: all media as one binary value, and what there is to know of them."""
     about = json.dumps([number, begin, some.ids, some.labels, some.bad])
-    return pa.table({"about": [about], "media": _binary(some.media)})
-
-
-def _binary(array: np.ndarray) -> pa.Array:
-    """An array's bytes as one value: Arrow copies it into shared memory, and nobody copies it after."""
-    array = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    ends = pa.py_buffer(np.array([0, array.nbytes], np.int64))
-    return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(array)])
+    return pa.table({"about": [about], "media": binary_value(some.media)})
 
 
 # --- where the model is -------------------------------------------------------------------------------------------
@@ -236,12 +232,13 @@ class _Model:
     def __call__(self, row: pa.Table) -> pa.Table:
         number, _, ids, _, _ = json.loads(row["about"][0].as_py())
         scan = self.scans[number]
-        dtype = np.uint8 if scan.geometry.decoded_bytes_per_element == 1 else np.float32
-        media = np.frombuffer(row["media"][0].as_buffer(), dtype).reshape(-1, *scan.geometry.decoded_shape)
+        media = np.frombuffer(binary(row["media"]), scan.geometry.decoded_dtype).reshape(
+            -1, *scan.geometry.decoded_shape
+        )
         found = means(self.forward, scan.modality, media, scan.tasks, len(ids))
         widths = [found[name].shape[1] for name in scan.outputs]
         flat = np.concatenate([found[name].reshape(-1) for name in scan.outputs])
-        return pa.table({"about": row["about"], "widths": [widths], "outputs": _binary(flat)})
+        return pa.table({"about": row["about"], "widths": [widths], "outputs": binary_value(flat)})
 
 
 # --- back at the driver -------------------------------------------------------------------------------------------
@@ -250,7 +247,7 @@ class _Model:
 def _scanned(row: pa.Table, scans: Sequence[Scan]) -> tuple[tuple[int, int], Scanned]:
     """Which row it is (number of the scan, first example), and what became of it."""
     number, begin_of_row, ids, labels, bad = json.loads(row["about"][0].as_py())
-    scan, flat, begin = scans[number], np.frombuffer(row["outputs"][0].as_buffer(), np.float32), 0
+    scan, flat, begin = scans[number], np.frombuffer(binary(row["outputs"]), np.float32), 0
     outputs = {}
     for name, width in zip(scan.outputs, row["widths"][0].as_py(), strict=True):
         end = begin + width * len(ids)

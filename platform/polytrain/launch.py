@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polytrain import asked_to_stop, figures
-from polytrain.cluster import Fit, connect
+from polytrain.cluster import Fit, connect, is_own, train_environment
 from polytrain.data import sample_suite, storage
 from polytrain.data.manifest import Manifest
 from polytrain.experiment import Experiment, all_splits, open_experiment
@@ -25,7 +25,8 @@ from polytrain.tracking import Tracker, artifact_root, chosen_uri, local_uri
 from polytrain.training.time_spent import shares_text
 
 if TYPE_CHECKING:
-    from polytrain.data.reading import StreamSource
+    from polytrain.data.reading import Flow, StreamSource
+    from polytrain.data.stream import Streams
 
 FINISHED, FAILED, STOPPED = 0, 1, 130
 """Exit codes."""
@@ -133,6 +134,8 @@ def _train(experiment: Experiment, manifests: list[Manifest], run: RunFolder, st
     with ThreadPoolExecutor(1) as beside:
         record = beside.submit(_open_record, experiment, manifests, run)
         connect(cpus_for(recipe))
+        flow = flow_of(recipe, len(experiment.modalities))
+        warm_up(len(experiment.modalities) * flow.processes)
         try:
             tracker = record.result()
         except RuntimeError as error:
@@ -141,7 +144,7 @@ def _train(experiment: Experiment, manifests: list[Manifest], run: RunFolder, st
         live.say(tracker.notice)
     tracker.detach()
     with _stopping(run, live):  # after Ray, which installs a handler of its own
-        fault = _fit(experiment, manifests, run, live, still_held)
+        fault = _fit(experiment, manifests, run, live, still_held, flow)
     result = run.result()
     status = result.get("status", "failed")
     tracker = Tracker.resume(run.path, handover=run.handover)
@@ -209,7 +212,25 @@ def cpus_for(recipe: Recipe) -> int:
     return max(os.cpu_count() or 1, recipe.train.workers + 1)
 
 
-def stream_source(experiment: Experiment, manifests: list[Manifest]) -> StreamSource:
+def flow_of(recipe: Recipe, streams: int) -> Flow:
+    """What each of a run's streams may use of a Ray that has been joined."""
+    import ray
+
+    from polytrain.data.reading import Flow
+
+    cpus = recipe.data.decode_cpus or max(0.5, ray.cluster_resources().get("CPU", 1) - recipe.train.workers)
+    return Flow.shared(streams, cpus=cpus, memory=recipe.data.memory_budget)
+
+
+def warm_up(decoders: int) -> None:
+    """Start so many decoding processes, in a Ray of our own."""
+    from polytrain.data import decode_worker
+
+    if is_own():
+        decode_worker.warm_up(decoders, train_environment())
+
+
+def stream_source(experiment: Experiment, manifests: list[Manifest], flow: Flow) -> StreamSource:
     """What the streams of a run are made from."""
     from polytrain.data.reading import StreamSource, TaskMedia
     from polytrain.data.views import views_at_test
@@ -224,11 +245,16 @@ def stream_source(experiment: Experiment, manifests: list[Manifest]) -> StreamSo
         )
         for task, manifest in zip(experiment.tasks, manifests, strict=True)
     )
-    return StreamSource(experiment.plan, media, recipe.data.decode_time_limit_s)
+    return StreamSource(experiment.plan, media, recipe.data.decode_time_limit_s, flow)
 
 
 def _fit(
-    experiment: Experiment, manifests: list[Manifest], run: RunFolder, live: LiveLine, still_held: Callable[[], None]
+    experiment: Experiment,
+    manifests: list[Manifest],
+    run: RunFolder,
+    live: LiveLine,
+    still_held: Callable[[], None],
+    flow: Flow,
 ) -> str | None:
     """Train under Ray Train while this thread shows progress. Returns what went wrong, if the trainer failed.
 
@@ -237,9 +263,10 @@ def _fit(
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    from polytrain.data.stream import Streams, stream_names
+    from polytrain.data.stream import Streams
+    from polytrain.trainer import make_trainer
 
-    recipe, train = experiment.recipe, experiment.recipe.train
+    train = experiment.recipe.train
     resources = ray.cluster_resources()
     gpu = resources.get("GPU", 0) >= train.workers if train.use_gpu == "auto" else train.use_gpu
     if gpu and resources.get("GPU", 0) < train.workers:
@@ -251,21 +278,16 @@ def _fit(
                 f"train.resources: {train.workers} workers want {amount:g} {name} each, "
                 f"Ray has {resources.get(name, 0):g}"
             )
-    source = ray.put(stream_source(experiment, manifests))
-    modalities = experiment.modalities
-    cpus = recipe.data.decode_cpus or max(0.5, resources.get("CPU", 1) - train.workers)
-    trainer = _trainer_class(train.workers)(
+    source = ray.put(stream_source(experiment, manifests, flow))
+    trainer = make_trainer(
         lambda config: _train_on_worker(**config),
-        train_loop_config={"experiment": experiment, "source": [source], "run_folder": run.place},
-        scaling_config=ScalingConfig(num_workers=train.workers, use_gpu=gpu, resources_per_worker=worker),
-        run_config=RunConfig(
+        {"experiment": experiment, "source": [source], "run_folder": run.place},
+        streams=Streams(source, run.place, modalities=experiment.modalities, flow=flow),
+        scaling=ScalingConfig(num_workers=train.workers, use_gpu=gpu, resources_per_worker=worker),
+        run=RunConfig(
             name=f"attempt-{time.time_ns()}",  # Ray would take a finished run of the same name for this one
             storage_path=str(run.path / "ray_train"),
             failure_config=FailureConfig(max_failures=train.max_failures),
-        ),
-        datasets=dict.fromkeys(stream_names(modalities), _nothing),
-        dataset_config=Streams(
-            source, run.place, modalities=len(modalities), cpus=cpus, memory_budget=recipe.data.memory_budget
         ),
     )
     thread = Fit(trainer.fit)
@@ -284,19 +306,7 @@ def _fit(
     return _short(thread.error) if thread.error else None
 
 
-def _trainer_class(workers: int) -> type:
-    """Ray Train's trainer for torch; alone in the world, its base class: without a process group neither driver nor
-    controller imports torch, and a run starts five seconds sooner."""
-    if workers > 1:
-        from ray.train.torch import TorchTrainer
-
-        return TorchTrainer
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-    return DataParallelTrainer
-
-
-def _train_on_worker(experiment: Experiment, source: list[Any], run_folder: str) -> None:
+def _train_on_worker(experiment: Experiment, source: list[Any], run_folder: str, streams: Streams) -> None:
     """What Ray Train runs on every worker. Decoders start while torch is imported, there and nowhere else."""
     import ray
 
@@ -304,15 +314,11 @@ def _train_on_worker(experiment: Experiment, source: list[Any], run_folder: str)
 
     run = open_run(run_folder)
     media = ray.get(source[0])  # in a list, or Ray would have put the value in its place
-    begun = start(media, experiment.modalities, run, Place.in_worker_group())
+    begun = start(media, experiment.modalities, run, Place.in_worker_group(streams))
     from polytrain.training import loop
 
     loop.cotrain(experiment, media, run, begun)
     run.close()
-
-
-def _nothing() -> None:
-    """A stream's stand-in: `Streams.configure` builds the real one when a worker asks for it."""
 
 
 def _say_start(start: dict[str, Any], attempt: int, experiment: Experiment, live: LiveLine) -> None:

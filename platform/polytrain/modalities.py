@@ -91,7 +91,6 @@ class Image(_Grid):
         return (*self.size, CHANNELS)
 
     decoded_dtype: ClassVar[str] = "uint8"
-    decoded_bytes_per_element: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,6 @@ class Video(_Grid):
         return (self.frames, *self.size, CHANNELS)
 
     decoded_dtype: ClassVar[str] = "uint8"
-    decoded_bytes_per_element: ClassVar[int] = 1
 
     @property
     def span(self) -> int:
@@ -186,7 +184,6 @@ class Audio(_Grid):
         return (self.samples,)
 
     decoded_dtype: ClassVar[str] = "float32"
-    decoded_bytes_per_element: ClassVar[int] = 4
 
 
 Geometry = Image | Video | Audio

@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from polytrain.data.decode import DecodeError
-from polytrain.data.reading import CHUNK_BYTES, decode_example
+from polytrain.data.reading import Room
 from polytrain.data.views import WHOLE, View
 from polytrain.modalities import Geometry
 
 if TYPE_CHECKING:
     from polytrain.forward import Forward
+
+
+CHUNK_BYTES = 16_000_000
+"""Decoded media that a model is given at a time, at most."""
 
 
 class Seen(Protocol):
@@ -46,7 +50,7 @@ class Scan:
     @property
     def example_bytes(self) -> int:
         """Bytes of one example, decoded."""
-        return int(np.prod(self.geometry.decoded_shape)) * self.geometry.decoded_bytes_per_element * len(self.views)
+        return self.geometry.decoded_bytes * len(self.views)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -77,18 +81,16 @@ class Decoded:
 
 def decoded(scan: Scan, examples: Sequence[int]) -> Decoded:
     """Those of the examples that can be decoded; the others are told in `bad`."""
-    ids, arrays, bad = [], [], []
+    room = Room(scan.geometry, len(examples), len(scan.views))
+    ids, bad = [], []
     for example in examples:
         try:
-            views = decode_example(scan.geometry, scan.examples, example, scan.views, scan.decode_time_limit_s)
+            room.decode(scan.examples, example, scan.views, scan.decode_time_limit_s)
         except DecodeError as error:
             bad.append((example, scan.examples.name(example), str(error)))
         else:
             ids.append(example)
-            arrays.append(views)
-    dtype = np.uint8 if scan.geometry.decoded_bytes_per_element == 1 else np.float32
-    media = np.concatenate(arrays) if arrays else np.empty((0, *scan.geometry.decoded_shape), dtype)
-    return Decoded(ids, media, scan.examples.labels(ids), bad)
+    return Decoded(ids, room.filled, scan.examples.labels(ids), bad)
 
 
 def means(

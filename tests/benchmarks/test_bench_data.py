@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from polytrain.benchmarks import data, decoders, media, processes, streams
+from polytrain.data.reading import Flow
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,7 +96,9 @@ def test_ours_and_torchvisions_pictures_are_of_equal_quality(files):
 
 
 def test_a_run_is_ten_times_as_long_as_a_queue_is_deep():
-    assert streams.examples_for("image") * 224 * 224 * 3 >= 10 * streams.QUEUE_BYTES
+    for count in (1, 2, 16):
+        waiting = count * Flow(cpus=count).task_bytes
+        assert streams.examples_for("image", count) * 224 * 224 * 3 >= 10 * waiting
 
 
 def test_a_streams_ratio_is_the_median_over_its_pairs():

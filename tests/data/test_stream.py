@@ -2,15 +2,18 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from polytrain.data import reading
-from polytrain.data.decode import decode
-from polytrain.data.reading import StreamSource, TaskMedia, read_chunk
-from polytrain.data.stream import stretch_bounds, task_ranges
-from polytrain.data.views import View, views_at_test
+from polytrain.data.decode import DecodeError, decode
+from polytrain.data.reading import Flow, Room, StreamSource, TaskMedia, binary, binary_value, read_chunk
+from polytrain.data.stream import FIRST_TASKS, TASK_MINIBATCHES, stretch_bounds, task_ranges
+from polytrain.data.views import WHOLE, View, views_at_test
 from polytrain.experiment import all_splits, open_experiment
 from polytrain.plan import uniform
 from polytrain.recipe import check
@@ -107,9 +110,9 @@ def test_an_empty_share_is_a_piece_all_the_same(source):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-@pytest.mark.parametrize("row_bytes", [1, 3_000, 2_000_000])
-def test_rows_bring_every_worker_its_shares_in_the_plans_order(source, monkeypatch, workers, row_bytes):
-    monkeypatch.setattr(reading, "ROW_BYTES", row_bytes)
+@pytest.mark.parametrize("memory", [80_000, 120_000, 80_000_000])
+def test_rows_bring_every_worker_its_shares_in_the_plans_order(source, workers, memory):
+    source = replace(source, flow=Flow(cpus=1, memory=memory))
     timeline = source.plan.timeline("image")
     rows = list(reading.read_minibatches(source, "image", 0, 0, len(timeline), workers))
     for rank in range(workers):
@@ -128,6 +131,62 @@ def test_read_tasks_cover_the_timeline_once(source, workers):
         assert ranges[0] == 0
         assert ranges[-1] == len(source.plan.timeline(modality))
         assert (np.diff(ranges) > 0).all()
+
+
+def test_read_tasks_begin_small_and_grow(tiny):
+    tiny["tasks"]["colours"]["steps"] = 4_000
+    source = source_of(tiny)
+    timeline = source.plan.timeline("image")
+    test = sum(minibatch.tag.phase == "test" for minibatch in timeline)
+    sizes = np.diff(task_ranges(source, "image", 0, 1))
+    begun = np.cumsum(sizes) <= len(timeline) - test
+    assert sizes[: FIRST_TASKS + 4].tolist() == [1] * FIRST_TASKS + [2, 4, 8, 16]
+    assert (sizes[begun][1:-1] <= 2 * sizes[begun][:-2]).all()
+    assert sizes[begun].max() <= TASK_MINIBATCHES
+    assert begun.sum() > 4 * source.flow.processes, "a process may have nothing to do at the end"
+
+
+def test_a_tasks_rows_fit_into_the_memory(source):
+    for memory in (40_000, 400_000):
+        tight = replace(source, flow=Flow(cpus=2, memory=memory))
+        for modality in ("image", "video", "audio"):
+            timeline = tight.plan.timeline(modality)
+            for begin, end in pairwise(task_ranges(tight, modality, 0, 1)):
+                needed = [tight.share_bytes(m.tag.task, m.tag.phase, 1) for m in map(timeline.__getitem__, range(begin, end))]
+                assert sum(needed) <= memory // 4 or len(needed) == 1
+
+
+def test_streams_share_what_there_is():
+    flow = Flow.shared(3, cpus=7, memory=900)
+    assert (flow.cpus, flow.memory, flow.processes) == (7 / 3, 300, 2)
+    assert flow.processes * flow.task_bytes <= flow.memory // 2
+    assert 2 * flow.processes * flow.row_bytes <= flow.memory // 2
+    assert Flow.shared(3, cpus=1, memory=900).processes == 1
+
+
+def test_a_binary_value_is_read_where_it_lies():
+    sound = np.arange(6, dtype=np.float32).reshape(2, 3)
+    values = pa.concat_arrays([binary_value(np.zeros(5, np.uint8)), binary_value(sound)])
+    whole = values.buffers()[2]
+    for column in (pa.chunked_array([binary_value(sound)]), pa.chunked_array([values[1:]])):
+        assert np.array_equal(np.frombuffer(binary(column), np.float32).reshape(2, 3), sound)
+    assert binary(pa.chunked_array([values[1:]])).address == whole.address + 5
+
+
+def test_a_place_for_which_decoding_failed_is_the_next_examples(source):
+    media = source.media[0]
+    examples = media.splits["train"]
+    room = Room(media.geometry, 2, 1)
+    room.decode(examples, 0, WHOLE, 30.0)
+    restore = break_file(source, 0, 1)
+    try:
+        with pytest.raises(DecodeError, match="empty"):
+            room.decode(examples, 1, WHOLE, 30.0)
+    finally:
+        restore()
+    room.decode(examples, 2, WHOLE, 30.0)
+    expected = [decode(media.geometry, examples.location(number), WHOLE) for number in (0, 2)]
+    assert np.array_equal(room.filled, np.concatenate(expected))
 
 
 def test_stretches_cover_the_read_tasks_once():
@@ -176,9 +235,9 @@ def test_a_bad_test_example_is_left_out_with_all_its_views(with_views):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-@pytest.mark.parametrize("chunk_bytes", [10_000, 8_000_000])
-def test_every_test_example_comes_once_whatever_its_views(with_views, monkeypatch, workers, chunk_bytes):
-    monkeypatch.setattr(reading, "CHUNK_BYTES", chunk_bytes)
+@pytest.mark.parametrize("memory", [40_000, 32_000_000])
+def test_every_test_example_comes_once_whatever_its_views(with_views, workers, memory):
+    with_views = replace(with_views, flow=Flow(cpus=1, memory=memory))
     for modality in ("image", "video", "audio"):
         length = len(with_views.plan.timeline(modality))
         ranges = task_ranges(with_views, modality, 0, workers)
@@ -191,8 +250,8 @@ def test_every_test_example_comes_once_whatever_its_views(with_views, monkeypatc
         assert sum(len(piece.media) for piece in pieces) == len(media.splits["test"]) * len(media.test_views)
 
 
-def test_rows_hold_no_more_than_a_chunk_or_one_example(with_views, monkeypatch):
-    monkeypatch.setattr(reading, "CHUNK_BYTES", 10_000)
+def test_rows_hold_no_more_than_their_part_of_the_memory_or_one_example(with_views):
+    with_views = replace(with_views, flow=Flow(cpus=1, memory=40_000))
     for row in reading.read_minibatches(with_views, "video", 0, 0, len(with_views.plan.timeline("video")), 1):
         for piece in reading.unpacked(row, with_views):
             assert piece.media.nbytes <= 10_000 or len(piece.ids) == 1

@@ -12,29 +12,29 @@ from pathlib import Path
 
 import ray
 from ray.train import RunConfig, ScalingConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from polytrain.cluster import connect
-from polytrain.data.reading import StreamSource, TaskMedia
-from polytrain.data.stream import Stream, Streams, stream_names
+from polytrain.data.reading import Flow, StreamSource, TaskMedia
+from polytrain.data.stream import Stream, Streams
 from polytrain.experiment import all_splits, open_experiment
 from polytrain.recipe_file import load
 from polytrain.run_folder import RunFolder
+from polytrain.trainer import make_trainer
+from polytrain.training.start import Place
 
 
 def take_all(config: dict) -> None:
     source = ray.get(config["source"][0])
-    context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
+    place = Place.in_worker_group(config["streams"])
     taken = {}
     for modality in config["modalities"]:
-        stream = Stream(ray.train.get_dataset_shard, source, modality, rank, workers)
+        stream = Stream(place.get_shard, source, modality, place.rank, place.workers)
         stream.begin(config["first_step"])
         # take() itself refuses what is not the plan's.
         shares = [stream.take(minibatch) for minibatch in source.plan.timeline(modality, config["first_step"])]
         taken[modality] = [[*map(str, (share.tag.phase, share.tag.step)), share.ids.tolist()] for share in shares]
         stream.close()
-    (Path(config["out"]) / f"{rank}.json").write_text(json.dumps(taken))
+    (Path(config["out"]) / f"{place.rank}.json").write_text(json.dumps(taken))
 
 
 def main(path: str, workers: int, stretch_tasks: int, memory_budget: int, first_step: int, out: str) -> None:
@@ -45,8 +45,9 @@ def main(path: str, workers: int, stretch_tasks: int, memory_budget: int, first_
         TaskMedia(experiment.architecture.modalities[task.modality], all_splits(manifest))
         for task, manifest in zip(experiment.tasks, manifests, strict=True)
     )
-    source = ray.put(StreamSource(experiment.plan, media, 30.0, stretch_tasks))
     modalities = list(experiment.architecture.modalities)
+    flow = Flow.shared(len(modalities), cpus=1, memory=memory_budget)
+    source = ray.put(StreamSource(experiment.plan, media, 30.0, flow, stretch_tasks))
     run = RunFolder(out)
     run.write_start(first_step, None)
     most = {"bytes": 0}
@@ -60,13 +61,12 @@ def main(path: str, workers: int, stretch_tasks: int, memory_budget: int, first_
     done = threading.Event()
     watcher = threading.Thread(target=watch)
     watcher.start()
-    DataParallelTrainer(
+    make_trainer(
         take_all,
-        train_loop_config={"source": [source], "modalities": modalities, "first_step": first_step, "out": out},
-        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
-        run_config=RunConfig(name="take", storage_path=str(Path(out) / "ray_train")),
-        datasets=dict.fromkeys(stream_names(modalities), lambda: None),
-        dataset_config=Streams(source, out, modalities=len(modalities), cpus=1, memory_budget=memory_budget),
+        {"source": [source], "modalities": modalities, "first_step": first_step, "out": out},
+        streams=Streams(source, out, modalities=modalities, flow=flow),
+        scaling=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
+        run=RunConfig(name="take", storage_path=str(Path(out) / "ray_train")),
     ).fit()
     done.set()
     watcher.join()

@@ -130,7 +130,7 @@ def _measure_streams(options: argparse.Namespace, folder: Path) -> dict[str, flo
     figures: dict[str, float] = {}
     files = {name: _files(folder, STREAMED[name], options.examples) for name in options.modality}
     for modality in options.modality:
-        examples = options.examples or streams.examples_for(modality)
+        examples = options.examples or streams.examples_for(modality, options.decoders)
         recipe = streams.recipe_for(runs, {modality: files[modality]}, {modality: examples})
         pairs = []
         for number in range(options.pairs):

@@ -15,20 +15,18 @@ import pyarrow as pa
 from polytrain.benchmarks.decoders import CLIP_S, CLIP_START_S, GEOMETRIES
 from polytrain.benchmarks.processes import run_marked
 from polytrain.data import manifest
+from polytrain.data.reading import Flow
 
 BATCH_SIZES = {"image": 64, "video": 8, "audio": 64}
 
-QUEUE_BYTES = 250_000_000
-"""What may wait in one stream; a run holds ten times as much."""
-
 QUEUES = 10
+"""A run holds so many times what waits in a stream: what each of its processes has made of a read task."""
 
 
-def examples_for(modality: str) -> int:
+def examples_for(modality: str, decoders: int) -> int:
     """Examples of a run that is long enough for its steady rate."""
-    geometry = GEOMETRIES[modality]
-    size = math.prod(geometry.decoded_shape) * geometry.decoded_bytes_per_element
-    return math.ceil(QUEUES * QUEUE_BYTES / size)
+    flow = Flow(cpus=decoders)
+    return math.ceil(QUEUES * flow.processes * flow.task_bytes / GEOMETRIES[modality].decoded_bytes)
 
 
 def write_manifest(path: Path, modality: str, files: Sequence[Path]) -> None:
@@ -64,7 +62,6 @@ def recipe_for(folder: Path, files: Mapping[str, Sequence[Path]], examples: Mapp
         "name": "bench",
         "modalities": modalities,
         "tasks": tasks,
-        "data": {"memory_budget": QUEUE_BYTES * len(files)},
         "output": str(folder),
     }
 
@@ -122,8 +119,7 @@ def breakdown(runs: Sequence[dict[str, Any]]) -> list[tuple[str, float]]:
         ("worker process started", lambda run: run["worker process"]),
         ("worker group runs the loop", lambda run: run["loop"]),
         ("plan fetched by the worker", lambda run: run["source"]),
-        ("streams handed out", lambda run: run["streams"]),
-        ("streams asked to begin", lambda run: run["begun"]),
+        ("streams made and begun", lambda run: run["begun"]),
         ("first decoder's process started", lambda run: min(d["process"] for d in run["decoders"])),
         ("first read task begins", lambda run: min(d["read"] for d in run["decoders"])),
         ("last stream's first read task begins", _last_stream_reads),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from polytrain.benchmarks.processes import MARK, marked_cpu_seconds, process_start
-from polytrain.data.reading import StreamSource, TaskMedia
+from polytrain.data.reading import Flow, StreamSource, TaskMedia
 from polytrain.plan import Timeline
 
 STEADY_FROM = 0.2
@@ -118,22 +118,18 @@ def _title() -> str:
 
 
 def _take_on_worker(config: dict[str, Any]) -> None:
-    """What the worker group runs: as training/start.py does, without a model."""
+    """What the worker group runs: training's start, and taking without a model."""
     begun = time.time()
-    import ray.train
+    import ray
 
-    from polytrain.data.stream import Stream
     from polytrain.run_folder import RunFolder
+    from polytrain.training.start import Place, start
 
     source = ray.get(config["source"][0])
-    sys.setswitchinterval(0.0005)
-    RunFolder(config["folder"]).write_start(0, None)
     moments = {"worker process": process_start(), "loop": begun, "source": time.time()}
     modalities = config["modalities"]
-    streams = {name: Stream(ray.train.get_dataset_shard, source, name, 0, 1) for name in modalities}
-    moments["streams"] = time.time()
-    for stream in streams.values():
-        stream.begin(0)
+    place = Place.in_worker_group(config["streams"])
+    streams = start(source, modalities, RunFolder(config["folder"]), place).streams
     moments["begun"] = time.time()
     timelines = [source.timeline(name, 0) for name in modalities]
     taking = Taking(sum(len(minibatch) for timeline in timelines for minibatch in timeline))
@@ -151,8 +147,9 @@ def _take_on_worker(config: dict[str, Any]) -> None:
     (Path(config["folder"]) / "taken.json").write_text(json.dumps(figures | moments))
 
 
-def take_with_ray(recipe: Any, source: StreamSource, decoders: int, folder: Path) -> dict[str, Any]:
+def take_with_ray(source: StreamSource, decoders: int, folder: Path) -> dict[str, Any]:
     from polytrain.cluster import connect
+    from polytrain.launch import warm_up
 
     moments = {"planned": time.time()}
     import ray
@@ -160,22 +157,21 @@ def take_with_ray(recipe: Any, source: StreamSource, decoders: int, folder: Path
     moments["ray imported"] = time.time()
     connect(decoders + 1)  # as many processes decode as the opponent has, beside the worker
     moments["ray.init"] = time.time()
+    modalities = [media.geometry.name for media in source.media]
+    warm_up(len(modalities) * source.flow.processes)
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    from polytrain.data.stream import Streams, stream_names
+    from polytrain.data.stream import Streams
+    from polytrain.trainer import make_trainer
 
     moments["trainer imported"] = time.time()
     ref = ray.put(source)
-    modalities = [media.geometry.name for media in source.media]
-    budget = recipe.data.memory_budget
-    DataParallelTrainer(
+    make_trainer(
         lambda config: _take_on_worker(config),
-        train_loop_config={"source": [ref], "folder": str(folder), "modalities": modalities},
-        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
-        run_config=RunConfig(name="take", storage_path=str(folder / "ray_train")),
-        datasets=dict.fromkeys(stream_names(modalities), lambda: None),
-        dataset_config=Streams(ref, str(folder), modalities=len(modalities), cpus=decoders, memory_budget=budget),
+        {"source": [ref], "folder": str(folder), "modalities": modalities},
+        streams=Streams(ref, str(folder), modalities=modalities, flow=source.flow),
+        scaling=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+        run=RunConfig(name="take", storage_path=str(folder / "ray_train")),
     ).fit()
     decoders_begun = [json.loads(path.read_text()) for path in (folder / "watch").glob("*.json")]
     taken = json.loads((folder / "taken.json").read_text())
@@ -193,14 +189,14 @@ def main(side: str, spec_file: str, out: str) -> None:
         TaskMedia(experiment.architecture.modalities[task.modality], all_splits(manifest))
         for task, manifest in zip(experiment.tasks, manifests, strict=True)
     )
-    limit_s = recipe.data.decode_time_limit_s
+    flow = Flow.shared(len(experiment.modalities), cpus=spec["decoders"], memory=recipe.data.memory_budget)
+    described = experiment.plan, media, recipe.data.decode_time_limit_s, flow
     if side == "ray":
         folder = Path(out).with_suffix("")
         (folder / "watch").mkdir(parents=True)
-        source = WatchedSource(experiment.plan, media, limit_s, watch=str(folder / "watch"))
-        figures = take_with_ray(recipe, source, spec["decoders"], folder)
+        figures = take_with_ray(WatchedSource(*described, watch=str(folder / "watch")), spec["decoders"], folder)
     else:
-        figures = take_with_dataloader(StreamSource(experiment.plan, media, limit_s), spec["decoders"])
+        figures = take_with_dataloader(StreamSource(*described), spec["decoders"])
     Path(out).write_text(json.dumps(figures | {"process": process_start()}))
 
 

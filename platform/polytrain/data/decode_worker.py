@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,25 @@ import ray
 from polytrain.data.reading import StreamSource, read_minibatches
 
 NICENESS = 5
+
+WARM_S = 0.5
+
+
+def warm_up(count: int, environment: dict[str, str]) -> None:
+    """Start decoding processes that read tasks will find waiting: beside Ray Train's own start, not after it.
+
+    `environment` must be what the training worker's tasks will have, for Ray gives a task no process of another one.
+    """
+    started = ray.remote(num_cpus=0, runtime_env={"env_vars": environment})(_import_what_reading_needs)
+    for _ in range(count):
+        started.remote()
+
+
+def _import_what_reading_needs() -> None:
+    import ray.data  # noqa: F401
+
+    time.sleep(WARM_S)  # or the second task might find the first one's process
+
 
 _sources: dict[ray.ObjectRef, StreamSource] = {}
 _priority = {"lowered": False}

@@ -21,11 +21,11 @@ from polytrain.data.views import WHOLE, View
 from polytrain.modalities import Geometry
 from polytrain.plan import Minibatch, Plan, Tag, Timeline
 
-CHUNK_BYTES = 16_000_000
-"""A share larger than this travels in several rows, so that no block is huge."""
+ROW_BYTES = 40_000_000
+"""A row holds this much at most: eight clips of 32 frames at 224 x 224 still are one."""
 
-ROW_BYTES = 2_000_000
-"""Small shares travel together: a row costs some ten milliseconds on its way, whatever it holds."""
+TASK_BYTES = 128_000_000
+"""A read task makes this much at most, for it may have to be done again."""
 
 STRETCH_TASKS = 1000
 """Read tasks of one execution. A task costs its driver about a millisecond and two kilobytes before the first row."""
@@ -45,15 +45,45 @@ class TaskMedia:
     test_views: tuple[View, ...] = WHOLE
     """What the final test sees of each example; validation sees one view."""
 
-    @property
-    def dtype(self) -> type:
-        return np.uint8 if self.geometry.decoded_bytes_per_element == 1 else np.float32
-
     def views(self, phase: str, seed: np.uint64 | None) -> tuple[View, ...]:
         """What is shown of an example; `seed` is its seed in training, None in evaluation."""
         if seed is None:
             return self.test_views if phase == "test" else WHOLE
         return (self.augmentation.view(self.geometry, seed),)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What each stream of a run may use, and how large its rows and read tasks are therefore."""
+
+    cpus: float = 1.0
+    """That decode for it."""
+    memory: int = 1_000_000_000
+    """Bytes of decoded minibatches that may wait in it."""
+
+    @classmethod
+    def shared(cls, streams: int, *, cpus: float, memory: int) -> Flow:
+        """One of so many streams' part."""
+        return cls(cpus / streams, memory // streams)
+
+    @property
+    def processes(self) -> int:
+        """That decode for a stream at a time, one read task each."""
+        return max(1, int(self.cpus))
+
+    @property
+    def row_bytes(self) -> int:
+        """Small shares travel together in a row of this size, and a larger share in several.
+
+        A row costs some 15 ms on its way, whatever it holds. But for every process Ray takes two rows to be waiting,
+        and half of the memory is to be left for those that are.
+        """
+        return min(ROW_BYTES, self.memory // (4 * self.processes))
+
+    @property
+    def task_bytes(self) -> int:
+        """A read task's: rows come in order, so what one process makes waits until those before it are taken."""
+        return min(TASK_BYTES, self.memory // (2 * self.processes))
 
 
 @dataclass(frozen=True)
@@ -63,6 +93,7 @@ class StreamSource:
     plan: Plan
     media: tuple[TaskMedia, ...]  # by task id
     decode_time_limit_s: float
+    flow: Flow = Flow()
     stretch_tasks: int = STRETCH_TASKS
 
     @functools.cached_property
@@ -78,17 +109,16 @@ class StreamSource:
     def share_bytes(self, task: int, phase: str, workers: int) -> int:
         """Bytes of the largest share of a task's minibatch in a phase."""
         media = self.media[task]
-        view = int(np.prod(media.geometry.decoded_shape)) * media.geometry.decoded_bytes_per_element
         views = len(media.test_views) if phase == "test" else 1
-        return view * views * self.plan.largest_share(task, workers, phase)
+        return media.geometry.decoded_bytes * views * self.plan.largest_share(task, workers, phase)
 
     def chunks(self, task: int, phase: str, workers: int) -> int:
         """Rows of a share: the same for all shares of a task in a phase, or rows would not deal out evenly.
 
-        An example is never cut, so a row may hold more than `CHUNK_BYTES` where one example's views do.
+        An example is never cut, so a row may hold more than `Flow.row_bytes` where one example's views do.
         """
         largest = self.plan.largest_share(task, workers, phase)
-        return max(1, min(largest, -(-self.share_bytes(task, phase, workers) // CHUNK_BYTES)))
+        return max(1, min(largest, -(-self.share_bytes(task, phase, workers) // self.flow.row_bytes)))
 
 
 @dataclass(eq=False)
@@ -108,7 +138,7 @@ def read_minibatches(
 ) -> Iterator[pa.Table]:
     """Decode minibatches first..last-1 of a timeline and yield one-row tables, one for each worker in turn.
 
-    A row holds as many consecutive minibatches' shares as `ROW_BYTES` takes, or one chunk of one share.
+    A row holds as many consecutive minibatches' shares as `Flow.row_bytes` takes, or one chunk of one share.
     """
     timeline = source.timeline(modality, first_step)
     waiting: list[list[Piece]] = [[] for _ in range(workers)]
@@ -118,7 +148,7 @@ def read_minibatches(
         source.media[minibatch.tag.task].splits[minibatch.tag.phase].expect(source.plan, minibatch)
         of_task = minibatch.tag.task, minibatch.tag.phase, workers
         chunks, needed = source.chunks(*of_task), source.share_bytes(*of_task)
-        if waiting[0] and size + needed > ROW_BYTES:
+        if waiting[0] and size + needed > source.flow.row_bytes:
             yield from map(_row, waiting)
             waiting, size = [[] for _ in range(workers)], 0
         shares = [source.plan.share(minibatch, rank, workers) for rank in range(workers)]
@@ -142,7 +172,7 @@ def read_chunk(source: StreamSource, minibatch: Minibatch, indices: np.ndarray, 
     """
     tag, media = minibatch.tag, source.media[minibatch.tag.task]
     examples = media.splits[tag.phase]
-    arrays: list[np.ndarray] = []
+    room = Room(media.geometry, len(indices), len(media.test_views) if tag.phase == "test" else 1)
     used: list[int] = []
     bad: dict[int, str] = {}
     for index in indices:
@@ -151,7 +181,7 @@ def read_chunk(source: StreamSource, minibatch: Minibatch, indices: np.ndarray, 
             if example in bad:
                 continue
             try:
-                arrays.append(decode_example(media.geometry, examples, example, views, source.decode_time_limit_s))
+                room.decode(examples, example, views, source.decode_time_limit_s)
             except DecodeError as error:
                 bad[example] = str(error)
             else:
@@ -162,7 +192,7 @@ def read_chunk(source: StreamSource, minibatch: Minibatch, indices: np.ndarray, 
         chunk=chunk,
         ids=used,
         labels=examples.labels(used),
-        media=np.concatenate(arrays) if arrays else np.empty((0, *media.geometry.decoded_shape), media.dtype),
+        media=room.filled,
         bad=[(example, examples.name(example), reason) for example, reason in bad.items()],
     )
 
@@ -174,8 +204,33 @@ def _candidates(plan: Plan, minibatch: Minibatch, index: int) -> Iterator[int]:
         yield from plan.replacements(minibatch.tag.task, int(minibatch.positions[index]), REPLACEMENTS).tolist()
 
 
+class Room:
+    """Memory for the views of some examples, decoded where they will stay: nothing is put together afterwards."""
+
+    def __init__(self, geometry: Geometry, examples: int, views: int) -> None:
+        self._geometry, self._views, self._taken = geometry, views, 0
+        self._media = np.empty((examples * views, *geometry.decoded_shape), geometry.decoded_dtype)
+
+    def decode(self, examples: Examples, example: int, views: tuple[View, ...], time_limit_s: float) -> None:
+        """Put an example's views behind the others. Raises DecodeError, and the place stays free."""
+        place = self._media[self._taken : self._taken + self._views]
+        decode_example(self._geometry, examples, example, views, time_limit_s, out=place)
+        self._taken += self._views
+
+    @property
+    def filled(self) -> np.ndarray:
+        """[examples so far * views, *decoded_shape], an example's views one behind the other."""
+        return self._media[: self._taken]
+
+
 def decode_example(
-    geometry: Geometry, examples: Examples, example: int, views: tuple[View, ...], time_limit_s: float
+    geometry: Geometry,
+    examples: Examples,
+    example: int,
+    views: tuple[View, ...],
+    time_limit_s: float,
+    *,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """The views of an example, [views, *decoded_shape]. Raises DecodeError for whatever is wrong with it."""
     try:
@@ -185,27 +240,40 @@ def decode_example(
     except OSError as error:  # what stays out of reach is a reason like any other: it names tries and answer
         raise DecodeError(str(error)) from None
     start_s, end_s = examples.clip(example)
-    return decode(geometry, source, views, start_s=start_s, end_s=end_s, time_limit_s=time_limit_s)
+    return decode(geometry, source, views, start_s=start_s, end_s=end_s, time_limit_s=time_limit_s, out=out)
 
 
 def _row(pieces: list[Piece]) -> pa.Table:
     """One row. The media are one binary value: Arrow copies it into shared memory, and nobody copies it after."""
     parts = [piece.media.reshape(-1).view(np.uint8) for piece in pieces]
     media = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    buffers = [None, pa.py_buffer(np.array([0, media.nbytes], np.int64)), pa.py_buffer(media)]
     about = [
         [*astuple(piece.tag), piece.chunk, piece.ids, piece.labels, piece.media.nbytes, piece.bad] for piece in pieces
     ]
-    return pa.table({"about": [json.dumps(about)], "media": pa.Array.from_buffers(pa.large_binary(), 1, buffers)})
+    return pa.table({"about": [json.dumps(about)], "media": binary_value(media)})
 
 
 def unpacked(row: pa.Table, source: StreamSource) -> Iterator[Piece]:
     """The pieces of a row; their media are views into it."""
-    content = row["media"][0].as_buffer()
+    content = binary(row["media"])
     offset = 0
     for *tag, chunk, ids, labels, size, bad in json.loads(row["about"][0].as_py()):
         media = source.media[tag[2]]
-        array = np.frombuffer(content, np.uint8, size, offset).view(media.dtype)
+        array = np.frombuffer(content, np.uint8, size, offset).view(media.geometry.decoded_dtype)
         offset += size
         shaped = array.reshape(-1, *media.geometry.decoded_shape)
         yield Piece(Tag(*tag), chunk, ids, labels, shaped, [tuple(entry) for entry in bad])
+
+
+def binary_value(array: np.ndarray) -> pa.Array:
+    """An array's bytes as one binary value: Ray copies it into shared memory, and nobody copies it after."""
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    ends = pa.py_buffer(np.array([0, content.nbytes], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(content)])
+
+
+def binary(column: pa.ChunkedArray) -> pa.Buffer:
+    """The bytes of a column's one value where they lie: `column[0].as_buffer()` would copy them."""
+    (value,) = column.chunks
+    begin, end = np.frombuffer(value.buffers()[1], np.int64, 2, 8 * value.offset).tolist()
+    return value.buffers()[2].slice(begin, end - begin)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,9 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import DataIterator, ExecutionResources
+from ray.data._internal.execution import streaming_executor_state
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.metadata_fetcher import InlineMetadataFetcher
 from ray.data.block import BlockMetadata
 from ray.data.context import DataContext
 from ray.data.datasource import Datasource, ReadTask
@@ -30,18 +32,19 @@ from ray.train import DataConfig
 
 from polytrain.data import decode_worker
 from polytrain.data.decode_worker import source_behind
-from polytrain.data.reading import Piece, StreamSource, unpacked
+from polytrain.data.reading import Flow, Piece, StreamSource, unpacked
 from polytrain.plan import Minibatch, Tag
 from polytrain.run_folder import open_run
 
-TASK_BYTES, TASK_MINIBATCHES = 96_000_000, 24
-"""A read task makes this much at most. Ray notices the end of a task up to 0.1 s late and starts the next only then:
-with tasks of 0.2 s, a fifth of the decoders' time was lost. Longer ones decode less evenly."""
+TASK_MINIBATCHES, PACKED_MINIBATCHES = 512, 8
+"""A read task makes so many minibatches at most. Some 20 ms lie between one and the next. But of a packed collection
+those that a machine's processes make at a time should lie in few windows, for the processes share what they fetch."""
 
 FIRST_TASKS = 8
-"""The first read tasks hold one minibatch each, so that the first step need not wait for all of a task's."""
+"""The first read tasks hold one minibatch each, and those behind them twice as many each time: the first step need
+not wait for all of a task's, nor the next ones for a large row."""
 
-FED_PACE_S, HUNGRY_PACE_S = 0.05, 0.002
+FED_PACE_S, HUNGRY_PACE_S, STUCK_PACE_S = 0.05, 0.002, 0.02
 
 
 class StreamError(RuntimeError):
@@ -54,15 +57,32 @@ _executions: defaultdict[tuple, int] = defaultdict(int)
 
 
 class Pace(ExecutionCallback):
-    """Lets an executor's control loop rest between its steps.
+    """Lets an executor's control loop turn when a read task has yielded a row or ended, and rest otherwise.
 
-    With rows waiting that the memory budget does not let in, Ray's loop turns as fast as it can: three streams took a
-    whole core, and the interpreter lock, from training in the same process (a step took ten times as long). It rests
-    long while rows are there to be taken, and shortly while the consumer waits for one.
+    By itself Ray's loop looks every 0.1 s and knows a row, or a task's end, a turn later: a tenth of the decoders'
+    time was lost between tasks. And with rows waiting that the memory budget does not let in, it turns as fast as it
+    can: three streams took a whole core, and the interpreter lock, from training in the same process (a step took ten
+    times as long).
     """
 
+    def __init__(self) -> None:
+        self._brought = -1
+
+    def before_execution_starts(self, executor: Any) -> None:
+        # Waiting is done here; and the loop is to fetch what a row is itself, not to be told of it a turn later.
+        streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.005
+        executor._metadata_fetcher = InlineMetadataFetcher()
+
     def on_execution_step(self, executor: Any) -> None:
-        time.sleep(HUNGRY_PACE_S if executor._consumer_idling() else FED_PACE_S)
+        if not executor._consumer_idling():
+            time.sleep(FED_PACE_S)
+            return
+        brought = sum(state.num_completed_tasks for state in executor._topology.values())
+        time.sleep(HUNGRY_PACE_S if brought > self._brought else STUCK_PACE_S)
+        self._brought = brought
+        tasks = [task.get_waitable() for operator in executor._topology for task in operator.get_active_tasks()]
+        if tasks:
+            ray.wait(tasks, num_returns=1, timeout=0.1, fetch_local=False)
 
 
 class PlanSource(Datasource):
@@ -121,21 +141,25 @@ class PlanSource(Datasource):
 def task_ranges(source: StreamSource, modality: str, first_step: int, workers: int) -> np.ndarray:
     """Where each read task's minibatches begin in the timeline, and the end: [tasks + 1] int64.
 
-    The first ones hold one minibatch each. Minibatches of the test, which come last, have a size of their own: they
-    may hold many views.
+    Minibatches of the test, which come last, have a size of their own: they may hold many views.
     """
     length = len(source.timeline(modality, first_step))
     tasks = [task for task, planned in enumerate(source.plan.tasks) if planned.modality == modality]
     test = length - sum(source.plan.eval_parts(task, "test") for task in tasks)
+    packed = any(examples.packed for task in tasks for examples in source.media[task].splits.values())
+    # Each process has several to do, or at the end one would have nothing and another much.
+    most = min(PACKED_MINIBATCHES if packed else TASK_MINIBATCHES, test // (4 * source.flow.processes))
 
     def size(*phases: str) -> int:
         largest = max(source.share_bytes(task, phase, workers) * workers for task in tasks for phase in phases)
-        return max(1, min(TASK_MINIBATCHES, TASK_BYTES // max(1, largest)))
+        return max(1, min(most, source.flow.task_bytes // max(1, largest)))
 
     several = size("train", "val")
-    singles = min(test, several, FIRST_TASKS)
-    begins = [np.arange(singles), np.arange(singles, test, several), np.arange(test, length, size("test")), [length]]
-    return np.concatenate(begins)
+    doublings = np.maximum(np.arange(FIRST_TASKS + several.bit_length()) - FIRST_TASKS + 1, 0)
+    growing = np.minimum(2**doublings, several)
+    begins = np.concatenate([[0], np.cumsum(growing)])
+    begins = np.concatenate([begins, np.arange(begins[-1] + several, test, several)])
+    return np.concatenate([begins[begins < test], np.arange(test, length, size("test")), [length]])
 
 
 def stretch_bounds(tasks: int, stretch: int, size: int) -> tuple[int, int]:
@@ -147,11 +171,16 @@ class Streams(DataConfig):
     """Builds a run's streams wherever Ray Train wants them, from the step that rank 0 wrote into start.json."""
 
     def __init__(
-        self, ref: ray.ObjectRef, run_folder: str, *, modalities: int, cpus: float, memory_budget: int
+        self,
+        ref: ray.ObjectRef,
+        run_folder: str,
+        *,
+        modalities: Sequence[str],
+        flow: Flow,
     ) -> None:
         super().__init__()
-        self._ref, self._run_folder = ref, run_folder
-        self._modalities, self._cpus, self._memory = modalities, cpus, memory_budget
+        self._ref, self._run_folder, self._flow = ref, run_folder, flow
+        self.names = stream_names(modalities)
 
     def configure(
         self, datasets: dict[str, Any], world_size: int, worker_handles: Any, worker_node_ids: Any, **_: Any
@@ -170,20 +199,22 @@ class Streams(DataConfig):
                     output[rank][name] = split
         return output
 
+    def alone(self, name: str) -> DataIterator:
+        """The stream of this name for a worker that has no others beside it."""
+        return self.configure({name: None}, 1, None, None)[0][name]
+
     def _dataset(self, source: PlanSource) -> ray.data.Dataset:
-        cpus = self._cpus / self._modalities
-        at_once = max(1, int(cpus))
         context = DataContext.get_current()
         rows_as_they_are(context)
         # A stream from which nobody pulls for a while (a rare task, a long validation) is no error.
         context.execution_no_progress_timeout_s = -1
         # A limit a stream, or Ray shares CPUs so unevenly that a stream starves.
-        limits = ExecutionResources(cpu=cpus, object_store_memory=self._memory / self._modalities)
+        limits = ExecutionResources(cpu=self._flow.cpus, object_store_memory=self._flow.memory)
         context.execution_options.resource_limits = limits
         context.execution_options.preserve_order = True
         dataset = ray.data.read_datasource(
             source,
-            ray_remote_args={"num_cpus": round(cpus / at_once, 4)},
+            ray_remote_args={"num_cpus": round(self._flow.cpus / self._flow.processes, 4)},
             override_num_blocks=1,  # with more than there are read tasks, Ray would cut rows up to make them
         )
         dataset.context.execution_options.resource_limits = limits
@@ -197,6 +228,7 @@ def rows_as_they_are(context: DataContext) -> None:
     context.print_on_execution_start = False
     context.target_max_block_size = 1
     context.target_min_block_size = 1
+    context.memory_usage_poll_interval_s = None  # a thread a task, whose findings nobody reads
     context.custom_execution_callback_classes = [Pace]
 
 
@@ -215,8 +247,16 @@ class Share:
     tag: Tag
     ids: np.ndarray  # [b] int64, as decoded (replacements in place of what was bad)
     labels: list[list[int]]  # the classes of each example
-    media: np.ndarray  # [b * views, *decoded_shape] uint8 or float32, an example's views one behind the other
+    chunks: list[np.ndarray]  # [n, *decoded_shape] uint8 or float32 each, an example's views one behind the other
     bad: list[tuple[int, str, str]] = field(default_factory=list)  # id, path, reason
+
+    @functools.cached_property
+    def media(self) -> np.ndarray:
+        """[b * views, *decoded_shape]: all chunks, copied only where there are several. It can't be written to."""
+        return self.chunks[0] if len(self.chunks) == 1 else np.concatenate(self.chunks)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.chunks))
 
 
 class Stream:
@@ -267,8 +307,8 @@ class Stream:
         dealt_ids = expected.ids[self._source.plan.share(expected, self._rank, self._workers)]
         if not bad and ids != dealt_ids.tolist():
             raise StreamError(f"{self._modality} stream: {expected.tag} came with other examples than the plan's")
-        media = pieces[0].media if len(pieces) == 1 else np.concatenate([piece.media for piece in pieces])
-        return Share(expected.tag, np.array(ids, np.int64), [x for piece in pieces for x in piece.labels], media, bad)
+        labels = [of_example for piece in pieces for of_example in piece.labels]
+        return Share(expected.tag, np.array(ids, np.int64), labels, [piece.media for piece in pieces], bad)
 
     def _pull(self, tag: Tag, chunk: int) -> Piece:
         started = time.perf_counter()

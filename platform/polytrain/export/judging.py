@@ -180,6 +180,6 @@ def noise(geometry: Geometry, count: int) -> np.ndarray:
     """[count, *decoded_shape] as a decoder would deliver it, the same each time."""
     draws = np.random.default_rng(0)
     shape = (count, *geometry.decoded_shape)
-    if geometry.decoded_bytes_per_element == 1:
+    if geometry.decoded_dtype == "uint8":
         return draws.integers(0, 256, shape, np.uint8)
     return draws.normal(0, 0.1, shape).clip(-1, 1).astype(np.float32)

@@ -231,6 +231,7 @@ class _Sweep:
         """How many trials run at a time, and what each gets: training, decoding, memory, a share of a GPU."""
         import ray
 
+        from polytrain.data.reading import Flow
         from polytrain.sweep.trial import Setting
 
         recipe, asked = self.recipe, self.recipe.sweep
@@ -252,8 +253,7 @@ class _Sweep:
             parent_run_id=self.tracker.run_id,
             uri=self.tracker.uri,
             threads=threads,
-            decode_cpus=round(decoding, 3),
-            memory_budget=recipe.data.memory_budget // concurrent,
+            flow=Flow(round(decoding, 3), recipe.data.memory_budget // concurrent),
             gpus=share,
         )
         # A hundredth less than the half: rounding must not leave a trial without its place.

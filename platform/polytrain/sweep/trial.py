@@ -21,6 +21,7 @@ from ray import tune
 
 from polytrain.data import manifest as manifests
 from polytrain.data.manifest import Manifest
+from polytrain.data.reading import Flow
 from polytrain.experiment import Experiment, open_experiment
 from polytrain.launch import flat, git_commit, stream_source
 from polytrain.recipe import Recipe
@@ -44,8 +45,7 @@ class Setting:
     parent_run_id: str
     uri: str  # the parent's tracking store
     threads: int  # cores of a trial's training
-    decode_cpus: float
-    memory_budget: int  # bytes of decoded minibatches
+    flow: Flow
     gpus: float  # share of a GPU; 0: on CPUs
 
 
@@ -140,10 +140,8 @@ def _train(setting: Setting, run: RunFolder, experiment: Experiment, opened: lis
     from polytrain.data.stream import Streams
     from polytrain.training.start import Place, start
 
-    source = stream_source(experiment, opened)
-    streams = Streams(
-        ray.put(source), str(run.path), modalities=1, cpus=setting.decode_cpus, memory_budget=setting.memory_budget
-    )
+    source = stream_source(experiment, opened, setting.flow)
+    streams = Streams(ray.put(source), str(run.path), modalities=experiment.modalities, flow=setting.flow)
     begun = start(source, experiment.modalities, run, Place.alone(streams))
     from polytrain.training import loop
 

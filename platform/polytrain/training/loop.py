@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +51,9 @@ from polytrain.training.step import add_gradients, make_targets, mix_mirrored, s
 from polytrain.training.time_spent import TimeSpent, shares
 
 PROGRESS_INTERVAL_S = 1.0
+
+# What came through shared memory; nobody here does.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
 class TrainingFault(Exception):
@@ -258,7 +262,7 @@ class Worker:
         task = self.experiment.tasks[minibatch.tag.task]
         mine = self.plan.share(minibatch, self.rank, self.workers)[indices]
         draws = task.augmentation.draws(self.experiment.architecture.modalities[task.modality], minibatch.seeds[mine])
-        x = augment.apply(self.to_device(task.modality, share.media[indices]), draws)
+        x = augment.apply(self.to_device(task.modality, share, indices), draws)
         return mix_mirrored(x, self.plan.mixup_lambda(minibatch))
 
     def show_inputs(self, minibatch: Minibatch, share: Share) -> None:
@@ -285,12 +289,14 @@ class Worker:
         indices = [dealt(examples, part, parts, paired=True) for part in range(parts)]
         return [work(indices[0])] if parts == 1 else list(self.pool.map(work, indices))
 
-    def to_device(self, modality: str, media: np.ndarray) -> Tensor:
-        """Decoded media as their tokenizer takes them, [b, 3, *input_shape] float32 on the device."""
-        tensor = torch.from_numpy(media)
+    def to_device(self, modality: str, share: Share, indices: np.ndarray) -> Tensor:
+        """Some of a share's media as their tokenizer takes them, [b, 3, *input_shape] float32 on the device."""
+        # All of them go as they came, with no copy here that would be copied again.
+        chunks = share.chunks if np.array_equal(indices, np.arange(len(share))) else [share.media[indices]]
+        tensors = [torch.from_numpy(chunk) for chunk in chunks]
         if self.device.type == "cuda":
-            tensor = tensor.pin_memory().to(self.device, non_blocking=True)
-        return self.inputs[modality](tensor)
+            tensors = [tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors]
+        return self.inputs[modality](tensors[0] if len(tensors) == 1 else torch.cat(tensors))
 
     def modality(self, minibatch: Minibatch) -> str:
         return self.experiment.tasks[minibatch.tag.task].modality
@@ -417,14 +423,14 @@ class Worker:
 
     def predict(self, task: Task, share: Share) -> tuple[Tensor, Tensor]:
         """Logits, the mean over an example's views, and targets of a share, [b, classes] float32 each."""
-        logits = torch.empty(len(share.media), len(task.classes), device=self.device)
+        logits = torch.empty(len(share), len(task.classes), device=self.device)
 
         def part(indices: np.ndarray) -> None:
-            x = self.to_device(task.modality, share.media[indices])
+            x = self.to_device(task.modality, share, indices)
             with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 logits[indices] = self.model(task.name, x).float()
 
-        self.in_parts(len(share.media), part)
+        self.in_parts(len(share), part)
         targets = make_targets(share.labels, len(task.classes), self.device)
         return mean_of_views(logits, len(share.ids)), targets
 

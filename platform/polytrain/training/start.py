@@ -29,21 +29,17 @@ class Place:
     in_group: bool  # Ray Train's, which then knows its device
 
     @classmethod
-    def in_worker_group(cls) -> Place:
+    def in_worker_group(cls, streams: Streams) -> Place:
         """As Ray Train says it."""
         context = ray.train.get_context()
-        return cls(
-            context.get_world_rank(),
-            context.get_world_size(),
-            context.get_local_world_size(),
-            ray.train.get_dataset_shard,
-            True,
-        )
+        workers = context.get_world_size()
+        get_shard = streams.alone if workers == 1 else ray.train.get_dataset_shard
+        return cls(context.get_world_rank(), workers, context.get_local_world_size(), get_shard, True)
 
     @classmethod
     def alone(cls, streams: Streams) -> Place:
         """In a process of its own, without a worker group."""
-        return cls(0, 1, 1, lambda name: streams.configure({name: None}, 1, None, None)[0][name], False)
+        return cls(0, 1, 1, streams.alone, False)
 
 
 @dataclass(frozen=True)
