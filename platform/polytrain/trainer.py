@@ -40,7 +40,10 @@ def make_trainer(
         return _LoneTrainer(**settings)
     from ray.train.torch import TorchTrainer
 
-    return TorchTrainer(**settings, datasets=dict.fromkeys(streams.names, _nothing), dataset_config=streams)
+    from polytrain.training.process_group import OneAddress
+
+    datasets = dict.fromkeys(streams.names, _nothing)
+    return TorchTrainer(**settings, torch_config=OneAddress(), datasets=datasets, dataset_config=streams)
 
 
 class _LoneTrainer(DataParallelTrainer):

@@ -40,7 +40,7 @@ def listening(pids):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_on_one_machine_listens_on_loopback_only(runner, tiny, recipe_file, workers):
     tiny["train"]["workers"] = workers
     job = runner.start(recipe_file(tiny))
@@ -54,5 +54,4 @@ def test_a_run_on_one_machine_listens_on_loopback_only(runner, tiny, recipe_file
     assert job.process.returncode == 0, job.output
     assert len(seen) > 5, "Ray was seen to listen"
     open_ones = {names[pid].split()[0] for address, pid in seen if address not in ("127.0.0.1", "::1")}
-    # Several workers find each other through torch's TCPStore, which knows no other way than to listen everywhere.
-    assert open_ones == (set() if workers == 1 else {"ray::RayTrainWorker"})
+    assert not open_ones
