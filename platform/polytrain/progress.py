@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TextIO
 
@@ -77,6 +80,24 @@ class Progress:
         self._out.write("\r" + text.ljust(self._shown) + ("" if text else "\r"))
         self._out.flush()
         self._shown = len(text)
+
+
+@contextlib.contextmanager
+def ticking(progress: Progress) -> Iterator[None]:
+    """Shows the state while this thread waits for something, in the block."""
+    over = threading.Event()
+
+    def tick() -> None:
+        while not over.wait(1.0):
+            progress.tick()
+
+    thread = threading.Thread(target=tick, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _clock(seconds: float) -> str:

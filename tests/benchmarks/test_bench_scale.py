@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polytrain.benchmarks import packed
+from polytrain.benchmarks import packed, scale
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +27,14 @@ def test_scale_measures_driver_and_worker_of_both_kinds_of_storage(tmp_path):
         for name in ("read_s", "plan_s", "sent_mb", "driver_mb", "driver_peak_mb", "worker_mb", "first_batch_s"):
             assert figures[f"scale.{kind}.100000.{name}"] > 0
     assert "100,000" in told
+
+
+def test_what_grew_faster_than_the_rows_is_named():
+    told = [{name: 1.0 for name, _, _ in scale.COLUMNS.values()} for _ in range(2)]
+    told[1] |= {"plan_s": 20.0, "read_s": 10.0}
+    line = scale._growth(1_000_000, 10_000_000, dict(zip((1_000_000, 10_000_000), told, strict=True)))
+    assert line.startswith("10 x the rows: manifest 1.0, read 10.0, its CPU 1.0, plan 20.0,")
+    assert line.endswith("; plan grew faster than the rows")
 
 
 def test_a_size_that_is_none_is_refused(tmp_path):

@@ -152,7 +152,9 @@ def test_a_tasks_rows_fit_into_the_memory(source):
         for modality in ("image", "video", "audio"):
             timeline = tight.plan.timeline(modality)
             for begin, end in pairwise(task_ranges(tight, modality, 0, 1)):
-                needed = [tight.share_bytes(m.tag.task, m.tag.phase, 1) for m in map(timeline.__getitem__, range(begin, end))]
+                needed = [
+                    tight.share_bytes(m.tag.task, m.tag.phase, 1) for m in map(timeline.__getitem__, range(begin, end))
+                ]
                 assert sum(needed) <= memory // 4 or len(needed) == 1
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from polytrain.benchmarks import packed, scale
 from polytrain.benchmarks.processes import RunFailedError
+from polytrain.progress import Progress
 
 # What the command reaches for: key, comparison, value.
 REACHES: tuple[tuple[str, str, float], ...] = (
@@ -26,9 +27,6 @@ REACHES: tuple[tuple[str, str, float], ...] = (
 )
 
 PARTS = ("decoders", "streams", "packed", "scale")
-
-SCALE_ROWS = 1_000_000
-"""`jobs/bench.py scale` goes further."""
 
 # Modality: the media of its stream.
 STREAMED = {"image": "jpeg", "video": "h264", "audio": "aac"}
@@ -45,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decoders", **count, default=os.cpu_count(), help="decoding processes (one a core)")
     parser.add_argument("--repetitions", **count, default=7, help="of each decoder over all files (7)")
     parser.add_argument("--only", choices=PARTS, help="one part of it; --modality and the like are for the first two")
+    scale.add_rows(parser)
     parser.add_argument("--json", metavar="FILE", help="write the figures there, one flat object")
     parser.add_argument("--folder", metavar="DIR", help="keep media and runs there (a temporary folder unless given)")
 
@@ -69,6 +68,9 @@ def run(options: argparse.Namespace) -> int:
         except RunFailedError as error:
             _say(f"error: {error}")
             return 1
+    for modality in options.modality:
+        if {f"stream.{modality}.vs_dataloader", *_FLOORS[modality]} <= figures.keys():
+            _print_side_by_side(modality, figures, options.decoders)
     if any(key in figures for key, _, _ in REACHES):
         _print_reaches(figures)
     if options.json:
@@ -89,7 +91,7 @@ def _files(folder: Path, kind: str, most: int | None = None) -> list[Path]:
     from polytrain.benchmarks import media
 
     count = media.KINDS[kind][2]
-    return media.make_files(folder / "media", kind, min(count, most or count), _say)
+    return media.make_files(folder / "media", kind, min(count, most or count))
 
 
 # --- decoders -------------------------------------------------------------------------------------------------------
@@ -131,16 +133,16 @@ def _measure_streams(options: argparse.Namespace, folder: Path) -> dict[str, flo
     files = {name: _files(folder, STREAMED[name], options.examples) for name in options.modality}
     for modality in options.modality:
         examples = options.examples or streams.examples_for(modality, options.decoders)
-        recipe = streams.recipe_for(runs, {modality: files[modality]}, {modality: examples})
+        recipe = streams.recipe_for(runs, {modality: files[modality]}, {modality: examples}, options.decoders)
         pairs = []
-        for number in range(options.pairs):
-            _say(f"{modality} stream: pair {number + 1} of {options.pairs}, {examples:,} examples a run")
-            name = f"{modality}-{number}"
-            by_side = {}
-            # Who comes first changes, or whatever warms up or slows down would favour one.
-            for side in ("ray", "dataloader") if number % 2 == 0 else ("dataloader", "ray"):
-                by_side[side] = streams.take(side, runs, f"{name}-{side}", recipe, options.decoders)
-            pairs.append((by_side["ray"], by_side["dataloader"]))
+        with Progress(f"{modality} stream and DataLoader in turn", 2 * options.pairs, "runs") as progress:
+            for number in range(options.pairs):
+                by_side = {}
+                # Who comes first changes, or whatever warms up or slows down would favour one.
+                for side in ("ray", "dataloader") if number % 2 == 0 else ("dataloader", "ray"):
+                    name = f"{modality}-{number}-{side}"
+                    by_side[side] = streams.take(side, runs, name, recipe, options.decoders, progress)
+                pairs.append((by_side["ray"], by_side["dataloader"]))
         of_stream = streams.measure(pairs)
         _print(
             f"\n{modality} stream, {options.decoders} decoding processes each, {examples:,} examples a run, medians of "
@@ -160,13 +162,15 @@ def _measure_together(options: argparse.Namespace, runs: Path, files: dict[str, 
     from polytrain.benchmarks import streams
 
     steps = 3
-    recipe = streams.recipe_for(runs, files, {name: steps * streams.BATCH_SIZES[name] for name in files})
-    together: list[dict[str, Any]] = []
-    for number in range(options.pairs):
-        _say(f"{len(files)} streams at once: run {number + 1} of {options.pairs}")
-        together.append(streams.take("ray", runs, f"together-{number}", recipe, options.decoders))
-    steps_to_first = streams.breakdown(together)
     counted = {2: "two", 3: "three"}[len(files)]
+    examples = {name: steps * streams.BATCH_SIZES[name] for name in files}
+    recipe = streams.recipe_for(runs, files, examples, options.decoders)
+    with Progress(f"{counted} streams at once", options.pairs, "runs") as progress:
+        together = [
+            streams.take("ray", runs, f"together-{number}", recipe, options.decoders, progress)
+            for number in range(options.pairs)
+        ]
+    steps_to_first = streams.breakdown(together)
     moments = dict(steps_to_first)
     first = moments["first minibatch of every stream taken"] - moments["worker group runs the loop"]
     _print(f"\n{counted} streams at once: first minibatch of each {first:.2f} s after the worker group runs")
@@ -182,9 +186,9 @@ def _measure_packed(options: argparse.Namespace, _folder: Path) -> dict[str, flo
     return packed.mixing() | packed.requests_if_served(options.examples or packed.EXAMPLES)
 
 
-def _measure_scale(_options: argparse.Namespace, _folder: Path) -> dict[str, float]:
-    _print(f"\nmanifests of {SCALE_ROWS:,} rows (`jobs/bench.py scale --rows 10M 100M` for more)")
-    return scale.measure_and_print([SCALE_ROWS], scale.KINDS)[0]
+def _measure_scale(options: argparse.Namespace, _folder: Path) -> dict[str, float]:
+    _print("\nmanifests of many rows")
+    return scale.measure_and_print(options.rows, scale.KINDS)[0]
 
 
 _MEASURES = {
@@ -211,6 +215,38 @@ def _print_breakdown(steps: list[tuple[str, float]]) -> None:
     _print("  from the start of the process, seconds:")
     for what, seconds in sorted(steps, key=lambda step: step[1]):
         _print(f"    {seconds:6.2f}  {what}")
+
+
+# Modality: the keys of what decoding alone costs, and our decoder, CPU milliseconds an example.
+_FLOORS = {
+    "image": ("image.floor_cpu_ms", "image.ours_cpu_ms"),
+    "video": ("video.floor_cpu_ms", "video.ours_cpu_ms"),
+    "audio": ("audio.aac10s_floor_ms", "audio.aac10s_ms"),
+}
+
+
+_ROWS = {
+    "steady, examples/s": "examples_per_s",
+    "CPU, ms an example": "cpu_ms",
+    "first batch, s": "first_batch_s",
+    "whole run, s": "whole_run_s",
+}
+
+
+def _print_side_by_side(modality: str, figures: dict[str, float], decoders: int) -> None:
+    """A modality's figures in one table. What only decodes has the rate that its CPU time allows so many cores."""
+    stream = f"stream.{modality}."
+    of_decoders = {"cpu_ms": [figures[key] for key in _FLOORS[modality]]}
+    of_decoders["examples_per_s"] = [1000 * decoders / ms for ms in of_decoders["cpu_ms"]]
+    _print(f"\n{modality}, {decoders} decoding processes")
+    titles = ("floor", "ours", "DataLoader", "stream", "stream/DataLoader", "stream/floor")
+    _print(" " * 22 + "".join(f"{title:>19}" for title in titles))
+    for title, key in _ROWS.items():
+        floor, ours = of_decoders.get(key, (math.nan, math.nan))
+        ratio = "vs_dataloader" if key == "examples_per_s" else f"{key}_vs_dataloader"
+        ray, loader = figures[stream + key], figures[f"{stream}dataloader_{key}"]
+        cells = (floor, ours, loader, ray, figures[stream + ratio], ray / floor)
+        _print(f"  {title:<20}" + "".join(f"{'' if math.isnan(cell) else f'{cell:.2f}':>19}" for cell in cells))
 
 
 def _print_reaches(figures: dict[str, float]) -> None:

@@ -18,26 +18,26 @@ import av
 import numpy as np
 from PIL import Image
 
+from polytrain.progress import Progress
+
 JPEG_BYTES = 110_000
 VIDEO_BITS_PER_S = 200_000
 VIDEO_RATE, KEY_FRAME_EVERY = 25, 125
 SECONDS = 10
 
-Progress = Callable[[str], None]
 
-
-def make_files(folder: Path, kind: str, count: int, progress: Progress) -> list[Path]:
+def make_files(folder: Path, kind: str, count: int) -> list[Path]:
     """The first `count` files of a kind (a key of KINDS) below `folder`; those that are there are left as they are."""
     write, suffix, _ = KINDS[kind]
     (folder / kind).mkdir(parents=True, exist_ok=True)
     paths = [folder / kind / f"{number:04d}{suffix}" for number in range(count)]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
-    for done, number in enumerate(missing):
-        if done % 64 == 0:
-            progress(f"making media: {done} of {len(missing)} {kind} files")
-        partial = paths[number].with_name(f".{os.getpid()}{suffix}")
-        write(partial, np.random.default_rng([number, sum(kind.encode())]))
-        partial.rename(paths[number])
+    with Progress(f"making {kind} media", len(missing), "files") as progress:
+        for number in missing:
+            partial = paths[number].with_name(f".{os.getpid()}{suffix}")
+            write(partial, np.random.default_rng([number, sum(kind.encode())]))
+            partial.rename(paths[number])
+            progress.add()
     return paths
 
 

@@ -22,6 +22,7 @@ from polytrain.data.reading import StreamSource, TaskMedia, read_minibatches
 from polytrain.modalities import Image
 from polytrain.packing import Layout, pack
 from polytrain.plan import Groups, Plan, PlannedTask
+from polytrain.progress import Progress
 from polytrain.schedule import Budget, make_schedule
 
 EXAMPLES = 400
@@ -82,13 +83,14 @@ def requests(
             seen = times * examples
             found = {
                 "requests_per_example": store.requests / seen,
+                "bytes_per_example": store.bytes / seen,
                 "bytes_over_media": store.bytes / seen / (size / examples),
                 "examples_per_s": seen / seconds,
             }
             count = f" ({len(groups['train'].sizes)} row groups, {times} passes)" if groups else ""
             print(
                 f"{name}{count}: {found['requests_per_example']:.3f} requests an example, "
-                f"{found['bytes_over_media']:.3f} x the bytes of its file, {found['examples_per_s']:.0f} examples/s",
+                f"{found['bytes_per_example']:,.0f} bytes an example, {found['bytes_over_media']:.3f} x its file, {found['examples_per_s']:.0f} examples/s",
                 flush=True,
             )
             figures |= {f"packed.{name}.{key}": value for key, value in found.items()}
@@ -147,9 +149,16 @@ def _read_passes(manifest: manifests.Manifest, window: int, processes: int, pass
     firsts = range(0, steps, MINIBATCHES_A_TASK)
     lasts = [min(first + MINIBATCHES_A_TASK, steps) for first in firsts]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _open, (source,)) as pool:
-        if not sum(pool.map(_read, firsts, lasts)):
-            raise RuntimeError("nothing was read")
+    seen = 0
+    with (
+        Progress("reading from the store", steps, "minibatches") as progress,
+        ProcessPoolExecutor(processes, context, _open, (source,)) as pool,
+    ):
+        for last, size in zip(lasts, pool.map(_read, firsts, lasts), strict=True):
+            seen += size
+            progress.to(last)
+    if not seen:
+        raise RuntimeError("nothing was read")
 
 
 # --- how well it is mixed -----------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable
 
+from polytrain.progress import Progress
+
 
 def compare(what: str, rivals: dict[str, Callable[[], None]], repetitions: int = 15) -> None:
     """Run rivals in turn and print each one's median and its ratio to the first."""
@@ -25,10 +27,12 @@ def compare(what: str, rivals: dict[str, Callable[[], None]], repetitions: int =
 def cpu_seconds(rivals: dict[str, Callable[[], int]], repetitions: int) -> dict[str, float]:
     """Median CPU seconds of this process an example, for rivals that run in turn and return how many they did."""
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
-    for repetition in range(repetitions + 1):
-        for name, run in rivals.items():
-            started = time.process_time()
-            examples = run()
-            if repetition:  # one to warm up
-                seconds[name].append((time.process_time() - started) / examples)
+    with Progress("decoding", (repetitions + 1) * len(rivals), "rounds") as progress:
+        for repetition in range(repetitions + 1):
+            for name, run in rivals.items():
+                started = time.process_time()
+                examples = run()
+                if repetition:  # one to warm up
+                    seconds[name].append((time.process_time() - started) / examples)
+                progress.add()
     return {name: statistics.median(values) for name, values in seconds.items()}

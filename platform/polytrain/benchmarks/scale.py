@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +25,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from polytrain.progress import Progress, ticking
+
 CHUNK = 1 << 20
 GROUP, SHARD = 40, 64
 """Examples of a row group, row groups of a shard."""
 
+ROWS = (1_000_000, 10_000_000, 100_000_000)
 CLASSES = 1000
 STEPS = 1_000_000
 KINDS = ("files", "packed")
 DISK_PER_ROW = 100
 """Bytes an example that a size takes at most below TMPDIR: the manifest and what is mapped of it."""
+
+GROWTH_NOISE = 1.15
+LIMIT = (
+    "disk under TMPDIR, some 50 bytes a row once a machine, and memory of a few dozen bytes a row group where packed; "
+    "a larger disk and larger row groups lift it"
+)
 
 
 # Title: figure, unit, digits.
@@ -51,10 +61,14 @@ COLUMNS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rows", nargs="+", type=_count, default=[1_000_000, 10_000_000], metavar="N",
-                        help="sizes of the manifests, such as 1M 10M 100M (1M 10M)")  # fmt: skip
+    add_rows(parser)
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS), help="of storage")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, one flat object")
+
+
+def add_rows(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rows", nargs="+", type=_count, default=list(ROWS), metavar="N",
+                        help="sizes of the manifests (1M 10M 100M)")  # fmt: skip
 
 
 def _count(text: str) -> int:
@@ -80,6 +94,7 @@ def run(options: argparse.Namespace) -> int:
 def measure_and_print(sizes: Sequence[int], kinds: Sequence[str]) -> tuple[dict[str, float], int]:
     """Figures of each size and kind, and how many were left out for want of disk space."""
     figures: dict[str, float] = {}
+    found: dict[str, dict[int, dict[str, float]]] = {kind: {} for kind in kinds}
     left_out = 0
     print("".join(f"{title:>13}" for title in ("rows", "stored as", *COLUMNS)))
     for rows in sizes:
@@ -89,11 +104,24 @@ def measure_and_print(sizes: Sequence[int], kinds: Sequence[str]) -> tuple[dict[
                 print(f"{rows:,} {kind}: left out, wants {2e-9 * needed:.0f} GB free in {tempfile.gettempdir()}")
                 left_out += 1
                 continue
-            found = measure(rows, kind)
-            cells = (f"{found[name]:.{digits}f} {unit}" for name, unit, digits in COLUMNS.values())
+            of_size = found[kind][rows] = measure(rows, kind)
+            cells = (f"{of_size[name]:.{digits}f} {unit}" for name, unit, digits in COLUMNS.values())
             print("".join(f"{cell:>13}" for cell in (f"{rows:,}", kind, *cells)), flush=True)
-            figures |= {f"scale.{kind}.{rows}.{name}": value for name, value in found.items()}
+            figures |= {f"scale.{kind}.{rows}.{name}": value for name, value in of_size.items()}
+    for kind, by_rows in found.items():
+        for fewer, more in pairwise(sorted(by_rows)):
+            print(f"{kind}, {_growth(fewer, more, by_rows)}")
+    print(f"limit: {LIMIT}", flush=True)
     return figures, left_out
+
+
+def _growth(fewer: int, more: int, found: dict[int, dict[str, float]]) -> str:
+    """How the figures grew with the rows, and which of them grew faster."""
+    factor = more / fewer
+    grown = {title: found[more][name] / found[fewer][name] for title, (name, _, _) in COLUMNS.items()}
+    faster = [title for title, growth in grown.items() if growth > GROWTH_NOISE * factor]
+    said = ", ".join(f"{title} {growth:.1f}" for title, growth in grown.items())
+    return f"{factor:g} x the rows: {said} x; {' and '.join(faster) or 'nothing'} grew faster than the rows"
 
 
 def measure(rows: int, kind: str) -> dict[str, float]:
@@ -104,9 +132,11 @@ def measure(rows: int, kind: str) -> dict[str, float]:
         # The worker begins while the driver still holds the mapped rows, as in a run.
         driver = subprocess.Popen(_process("_driver", folder), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
-            found |= _told(driver.stdout.readline(), "driver")
-            worker = subprocess.run(_process("_worker", folder), stdout=subprocess.PIPE, text=True, check=False)
-            found |= _told(worker.stdout, "worker")
+            with Progress(f"measuring {rows:,} rows, {kind}", 2, "processes") as progress, ticking(progress):
+                found |= _told(driver.stdout.readline(), "driver")
+                progress.add()
+                worker = subprocess.run(_process("_worker", folder), stdout=subprocess.PIPE, text=True, check=False)
+                found |= _told(worker.stdout, "worker")
         finally:
             driver.stdin.close()
             driver.wait()
@@ -148,7 +178,10 @@ def write_manifest(folder: Path, rows: int, *, packed: bool) -> int:
         metadata[GROUPS_KEY] = groups_metadata({split: _shards(count) for split, count in counts.items()})
     schema = pa.schema([("path", pa.string()), ("label", pa.int32()), ("split", pa.string())], metadata)
     ends = np.cumsum(list(counts.values()))
-    with pq.ParquetWriter(folder / "manifest.parquet", schema, compression="zstd") as writer:
+    with (
+        pq.ParquetWriter(folder / "manifest.parquet", schema, compression="zstd") as writer,
+        Progress("writing a manifest", rows, "rows") as progress,
+    ):
         for start in range(0, rows, CHUNK):
             number = np.arange(start, min(rows, start + CHUNK))
             # "x/../a.png" is a.png: every path is different and there.
@@ -156,6 +189,7 @@ def write_manifest(folder: Path, rows: int, *, packed: bool) -> int:
             split = np.searchsorted(ends, number, side="right") if packed else np.maximum(number % 100 - 97, 0)
             names = pa.array(list(counts)).take(pa.array(split))
             writer.write_table(pa.table([path, pa.array((number % CLASSES).astype(np.int32)), names], schema=schema))
+            progress.add(len(number))
     return (folder / "manifest.parquet").stat().st_size
 
 

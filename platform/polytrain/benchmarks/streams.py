@@ -15,18 +15,20 @@ import pyarrow as pa
 from polytrain.benchmarks.decoders import CLIP_S, CLIP_START_S, GEOMETRIES
 from polytrain.benchmarks.processes import run_marked
 from polytrain.data import manifest
-from polytrain.data.reading import Flow
+from polytrain.progress import Progress, ticking
 
 BATCH_SIZES = {"image": 64, "video": 8, "audio": 64}
 
+QUEUE_BYTES = 128_000_000
+"""What may wait in a stream, for each process that decodes."""
+
 QUEUES = 10
-"""A run holds so many times what waits in a stream: what each of its processes has made of a read task."""
+"""A run holds so many times what may wait."""
 
 
 def examples_for(modality: str, decoders: int) -> int:
     """Examples of a run that is long enough for its steady rate."""
-    flow = Flow(cpus=decoders)
-    return math.ceil(QUEUES * flow.processes * flow.task_bytes / GEOMETRIES[modality].decoded_bytes)
+    return math.ceil(QUEUES * decoders * QUEUE_BYTES / GEOMETRIES[modality].decoded_bytes)
 
 
 def write_manifest(path: Path, modality: str, files: Sequence[Path]) -> None:
@@ -42,7 +44,9 @@ def write_manifest(path: Path, modality: str, files: Sequence[Path]) -> None:
     manifest.write(path, task=modality, modality=modality, classes=("a", "b"), table=pa.table(columns))
 
 
-def recipe_for(folder: Path, files: Mapping[str, Sequence[Path]], examples: Mapping[str, int]) -> dict[str, Any]:
+def recipe_for(
+    folder: Path, files: Mapping[str, Sequence[Path]], examples: Mapping[str, int], decoders: int
+) -> dict[str, Any]:
     """A recipe, as nested dicts, whose training takes so many examples of each modality, files over and over."""
     tasks, modalities = {}, {}
     for name, of_modality in files.items():
@@ -62,6 +66,7 @@ def recipe_for(folder: Path, files: Mapping[str, Sequence[Path]], examples: Mapp
         "name": "bench",
         "modalities": modalities,
         "tasks": tasks,
+        "data": {"memory_budget": decoders * QUEUE_BYTES * len(files)},
         "output": str(folder),
     }
 
@@ -73,12 +78,16 @@ _KEYS = {
 }
 
 
-def take(side: str, folder: Path, name: str, recipe: Mapping[str, Any], decoders: int) -> dict[str, Any]:
+def take(
+    side: str, folder: Path, name: str, recipe: Mapping[str, Any], decoders: int, progress: Progress
+) -> dict[str, Any]:
     """One run of benchmarks/take.py. Raises RunFailedError."""
     spec, out = folder / f"{name}.spec.json", folder / f"{name}.json"
     spec.write_text(json.dumps({"recipe": recipe, "decoders": decoders}))
     shutil.rmtree(out.with_suffix(""), ignore_errors=True)
-    run_marked("polytrain.benchmarks.take", [side, str(spec), str(out)], f"{folder}/{name}", folder / f"{name}.log")
+    with ticking(progress):
+        run_marked("polytrain.benchmarks.take", [side, str(spec), str(out)], f"{folder}/{name}", folder / f"{name}.log")
+    progress.add()
     return json.loads(out.read_text())
 
 
@@ -88,20 +97,26 @@ def measure(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str,
     def median(value: Any) -> float:
         return statistics.median(value(ray, loader) for ray, loader in pairs)
 
+    def both(name: str, ray: Any, loader: Any) -> dict[str, float]:
+        return {
+            f"{name}_vs_dataloader": median(lambda one, other: ray(one) / max(loader(other), 1e-9)),
+            name: median(lambda one, _: ray(one)),
+            f"dataloader_{name}": median(lambda _, other: loader(other)),
+        }
+
+    figures = both("examples_per_s", lambda run: run["rate"], lambda run: run["rate"])
     return {
-        "vs_dataloader": median(lambda ray, loader: ray["rate"] / loader["rate"]),
-        "examples_per_s": median(lambda ray, _: ray["rate"]),
-        "dataloader_examples_per_s": median(lambda _, loader: loader["rate"]),
-        "cpu_ms": median(lambda ray, _: 1000 * ray["steady_cpu_s"]),
-        "dataloader_cpu_ms": median(lambda _, loader: 1000 * loader["steady_cpu_s"]),
-        "whole_run_cpu_ms": median(lambda ray, _: 1000 * ray["cpu_s"]),
-        "dataloader_whole_run_cpu_ms": median(lambda _, loader: 1000 * loader["cpu_s"]),
-        "first_batch_s": median(lambda ray, _: ray["all first"] - ray["loop"]),
-        "first_batch_from_process_start_s": median(lambda ray, _: ray["all first"] - ray["process"]),
-        "dataloader_first_batch_s": median(lambda _, loader: loader["first"] - loader["imported"]),
-        "dataloader_first_batch_from_process_start_s": median(lambda _, loader: loader["first"] - loader["process"]),
-        "whole_run_s": median(lambda ray, _: ray["last"] - ray["process"]),
-        "dataloader_whole_run_s": median(lambda _, loader: loader["last"] - loader["process"]),
+        "vs_dataloader": figures.pop("examples_per_s_vs_dataloader"),
+        **figures,
+        **both("cpu_ms", lambda run: 1000 * run["steady_cpu_s"], lambda run: 1000 * run["steady_cpu_s"]),
+        **both("whole_run_cpu_ms", lambda run: 1000 * run["cpu_s"], lambda run: 1000 * run["cpu_s"]),
+        **both("first_batch_s", lambda run: run["all first"] - run["loop"], lambda run: run["first"] - run["imported"]),
+        **both(
+            "first_batch_from_process_start_s",
+            lambda run: run["all first"] - run["process"],
+            lambda run: run["first"] - run["process"],
+        ),
+        **both("whole_run_s", lambda run: run["last"] - run["process"], lambda run: run["last"] - run["process"]),
     }
 
 
