@@ -247,7 +247,8 @@ class _Model:
 def _scanned(row: pa.Table, scans: Sequence[Scan]) -> tuple[tuple[int, int], Scanned]:
     """Which row it is (number of the scan, first example), and what became of it."""
     number, begin_of_row, ids, labels, bad = json.loads(row["about"][0].as_py())
-    scan, flat, begin = scans[number], np.frombuffer(binary(row["outputs"]), np.float32), 0
+    # A copy: kept as they are, outputs would hold their blocks in Ray's memory until the last is there.
+    scan, flat, begin = scans[number], np.frombuffer(binary(row["outputs"]), np.float32).copy(), 0
     outputs = {}
     for name, width in zip(scan.outputs, row["widths"][0].as_py(), strict=True):
         end = begin + width * len(ids)

@@ -282,7 +282,7 @@ def _fit(
     trainer = make_trainer(
         lambda config: _train_on_worker(**config),
         {"experiment": experiment, "source": [source], "run_folder": run.place},
-        streams=Streams(source, run.place, modalities=experiment.modalities, flow=flow),
+        streams=Streams(source, run.place, experiment.modalities),
         scaling=ScalingConfig(num_workers=train.workers, use_gpu=gpu, resources_per_worker=worker),
         run=RunConfig(
             name=f"attempt-{time.time_ns()}",  # Ray would take a finished run of the same name for this one
@@ -308,12 +308,11 @@ def _fit(
 
 def _train_on_worker(experiment: Experiment, source: list[Any], run_folder: str, streams: Streams) -> None:
     """What Ray Train runs on every worker. Decoders start while torch is imported, there and nowhere else."""
-    import ray
-
+    from polytrain.data.decode_worker import source_behind
     from polytrain.training.start import Place, start
 
     run = open_run(run_folder)
-    media = ray.get(source[0])  # in a list, or Ray would have put the value in its place
+    media = source_behind(source[0])  # in a list, or Ray would have put the value in its place
     begun = start(media, experiment.modalities, run, Place.in_worker_group(streams))
     from polytrain.training import loop
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pytest
+from ray.data import ExecutionResources
 
 from polytrain.data import reading
 from polytrain.data.decode import DecodeError, decode
@@ -164,6 +165,28 @@ def test_streams_share_what_there_is():
     assert flow.processes * flow.task_bytes <= flow.memory // 2
     assert 2 * flow.processes * flow.row_bytes <= flow.memory // 2
     assert Flow.shared(3, cpus=1, memory=900).processes == 1
+    assert Flow.shared(3, cpus=1, memory=10).row_bytes == 1
+
+
+def test_ray_finds_a_place_for_every_process_that_decodes():
+    for streams in (1, 2, 3):
+        for cpus in (0.5, *range(1, 65)):
+            flow = Flow.shared(streams, cpus=cpus, memory=900)
+            limit, task = ExecutionResources(cpu=flow.cpus), ExecutionResources(cpu=flow.cpus_each)
+            together = ExecutionResources.zero()
+            for _ in range(flow.processes):
+                together = together.add(task)
+            assert together.satisfies_limit(limit), (streams, cpus)
+
+
+def test_the_test_is_read_by_as_many_processes_as_training(tiny):
+    tiny["tasks"] = {"colours": tiny["tasks"]["colours"] | {"batch_size": 1, "steps": 1000}}
+    source = source_of(tiny)
+    for first_step in (0, 1000):  # the second: where nothing else is left to do
+        ranges = task_ranges(source, "image", first_step, 1)
+        timeline = source.plan.timeline("image", first_step)
+        begin = len(timeline) - source.plan.eval_parts(0, "test")
+        assert np.diff(ranges[ranges >= begin]).tolist() == [2, 2, 2, 2]
 
 
 def test_a_binary_value_is_read_where_it_lies():

@@ -14,6 +14,7 @@ import ray
 from ray.train import RunConfig, ScalingConfig
 
 from polytrain.cluster import connect
+from polytrain.data.decode_worker import source_behind
 from polytrain.data.reading import Flow, StreamSource, TaskMedia
 from polytrain.data.stream import Stream, Streams
 from polytrain.experiment import all_splits, open_experiment
@@ -24,7 +25,7 @@ from polytrain.training.start import Place
 
 
 def take_all(config: dict) -> None:
-    source = ray.get(config["source"][0])
+    source = source_behind(config["source"][0])
     place = Place.in_worker_group(config["streams"])
     taken = {}
     for modality in config["modalities"]:
@@ -64,7 +65,7 @@ def main(path: str, workers: int, stretch_tasks: int, memory_budget: int, first_
     make_trainer(
         take_all,
         {"source": [source], "modalities": modalities, "first_step": first_step, "out": out},
-        streams=Streams(source, out, modalities=modalities, flow=flow),
+        streams=Streams(source, out, modalities),
         scaling=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
         run=RunConfig(name="take", storage_path=str(Path(out) / "ray_train")),
     ).fit()

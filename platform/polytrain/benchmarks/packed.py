@@ -90,7 +90,8 @@ def requests(
             count = f" ({len(groups['train'].sizes)} row groups, {times} passes)" if groups else ""
             print(
                 f"{name}{count}: {found['requests_per_example']:.3f} requests an example, "
-                f"{found['bytes_per_example']:,.0f} bytes an example, {found['bytes_over_media']:.3f} x its file, {found['examples_per_s']:.0f} examples/s",
+                f"{found['bytes_per_example']:,.0f} bytes an example, "
+                f"{found['bytes_over_media']:.3f} x its file, {found['examples_per_s']:.0f} examples/s",
                 flush=True,
             )
             figures |= {f"packed.{name}.{key}": value for key, value in found.items()}

@@ -120,12 +120,11 @@ def _title() -> str:
 def _take_on_worker(config: dict[str, Any]) -> None:
     """What the worker group runs: training's start, and taking without a model."""
     begun = time.time()
-    import ray
-
+    from polytrain.data.decode_worker import source_behind
     from polytrain.run_folder import RunFolder
     from polytrain.training.start import Place, start
 
-    source = ray.get(config["source"][0])
+    source = source_behind(config["source"][0])
     moments = {"worker process": process_start(), "loop": begun, "source": time.time()}
     modalities = config["modalities"]
     place = Place.in_worker_group(config["streams"])
@@ -169,7 +168,7 @@ def take_with_ray(source: StreamSource, decoders: int, folder: Path) -> dict[str
     make_trainer(
         lambda config: _take_on_worker(config),
         {"source": [ref], "folder": str(folder), "modalities": modalities},
-        streams=Streams(ref, str(folder), modalities=modalities, flow=source.flow),
+        streams=Streams(ref, str(folder), modalities),
         scaling=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
         run=RunConfig(name="take", storage_path=str(folder / "ray_train")),
     ).fit()

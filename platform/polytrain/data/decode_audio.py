@@ -210,10 +210,9 @@ def _mono(channels: np.ndarray, silence: int, loudest: int) -> np.ndarray:
     sound = channels.astype(np.float32, copy=False)
     if silence:
         sound -= silence
-    scale = 1 / (loudest * len(sound))
-    sound = sound[0] if len(sound) == 1 else np.add.reduce(sound)
-    if scale != 1:
-        sound *= scale
+    sound = sound[0] if len(sound) == 1 else np.add.reduce(sound) / np.float32(len(sound))
+    if loudest != 1:
+        sound *= 1 / loudest
     return sound
 
 

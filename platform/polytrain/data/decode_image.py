@@ -1,7 +1,7 @@
 """Images: JPEG through libjpeg-turbo, everything else through Pillow; a view's box is resized with antialiasing.
 
 The filter is the bilinear one of Pillow and of torchvision's antialiased resize: a pixel is the triangle-weighted mean
-of the area it stands for. JPEG goes through FFmpeg's scaler where that agrees with Pillow's (`_resized`).
+of the area it stands for. JPEG goes through FFmpeg's scaler where that agrees with Pillow's (`_resize`).
 """
 
 from __future__ import annotations

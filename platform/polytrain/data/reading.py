@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
 
@@ -72,18 +73,23 @@ class Flow:
         return max(1, int(self.cpus))
 
     @property
+    def cpus_each(self) -> float:
+        """What Ray is told that one of them takes: rounded down, or the last would find no place."""
+        return math.floor(1e4 * self.cpus / self.processes) / 1e4
+
+    @property
     def row_bytes(self) -> int:
         """Small shares travel together in a row of this size, and a larger share in several.
 
         A row costs some 15 ms on its way, whatever it holds. But for every process Ray takes two rows to be waiting,
         and half of the memory is to be left for those that are.
         """
-        return min(ROW_BYTES, self.memory // (4 * self.processes))
+        return max(1, min(ROW_BYTES, self.memory // (4 * self.processes)))
 
     @property
     def task_bytes(self) -> int:
         """A read task's: rows come in order, so what one process makes waits until those before it are taken."""
-        return min(TASK_BYTES, self.memory // (2 * self.processes))
+        return max(1, min(TASK_BYTES, self.memory // (2 * self.processes)))
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ A read task is told "minibatches i..j of this modality" and yields rows (data/re
 consumer refuses a minibatch that is not the one it expects. Read tasks never import torch: a decode worker starts two
 seconds sooner and is 700 MB lighter.
 
-The driver makes a `StreamSource` and hands `Streams` to the trainer; Ray Train calls `Streams.configure` when rank 0
-asks for a stream, and each worker wraps its iterator in a `Stream`.
+The driver makes a `StreamSource` and hands `Streams` to the trainer. A worker alone makes its streams itself; for
+several, Ray Train calls `Streams.configure` when rank 0 asks. Each worker wraps its iterators in a `Stream`.
 """
 
 from __future__ import annotations
@@ -147,19 +147,19 @@ def task_ranges(source: StreamSource, modality: str, first_step: int, workers: i
     tasks = [task for task, planned in enumerate(source.plan.tasks) if planned.modality == modality]
     test = length - sum(source.plan.eval_parts(task, "test") for task in tasks)
     packed = any(examples.packed for task in tasks for examples in source.media[task].splits.values())
-    # Each process has several to do, or at the end one would have nothing and another much.
-    most = min(PACKED_MINIBATCHES if packed else TASK_MINIBATCHES, test // (4 * source.flow.processes))
 
-    def size(*phases: str) -> int:
+    def size(minibatches: int, *phases: str) -> int:
         largest = max(source.share_bytes(task, phase, workers) * workers for task in tasks for phase in phases)
+        # Each process has several to do, or at the end one would have nothing and another much.
+        most = min(PACKED_MINIBATCHES if packed else TASK_MINIBATCHES, minibatches // (4 * source.flow.processes))
         return max(1, min(most, source.flow.task_bytes // max(1, largest)))
 
-    several = size("train", "val")
+    several = size(test, "train", "val")
     doublings = np.maximum(np.arange(FIRST_TASKS + several.bit_length()) - FIRST_TASKS + 1, 0)
     growing = np.minimum(2**doublings, several)
     begins = np.concatenate([[0], np.cumsum(growing)])
     begins = np.concatenate([begins, np.arange(begins[-1] + several, test, several)])
-    return np.concatenate([begins[begins < test], np.arange(test, length, size("test")), [length]])
+    return np.concatenate([begins[begins < test], np.arange(test, length, size(length - test, "test")), [length]])
 
 
 def stretch_bounds(tasks: int, stretch: int, size: int) -> tuple[int, int]:
@@ -170,16 +170,9 @@ def stretch_bounds(tasks: int, stretch: int, size: int) -> tuple[int, int]:
 class Streams(DataConfig):
     """Builds a run's streams wherever Ray Train wants them, from the step that rank 0 wrote into start.json."""
 
-    def __init__(
-        self,
-        ref: ray.ObjectRef,
-        run_folder: str,
-        *,
-        modalities: Sequence[str],
-        flow: Flow,
-    ) -> None:
+    def __init__(self, ref: ray.ObjectRef, run_folder: str, modalities: Sequence[str]) -> None:
         super().__init__()
-        self._ref, self._run_folder, self._flow = ref, run_folder, flow
+        self._ref, self._run_folder = ref, run_folder
         self.names = stream_names(modalities)
 
     def configure(
@@ -191,7 +184,8 @@ class Streams(DataConfig):
         output: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
         for name in datasets:
             modality, turn = name.rsplit("/", 1)
-            dataset = self._dataset(PlanSource(self._ref, source, modality, first_step, world_size, int(turn)))
+            stretch = PlanSource(self._ref, source, modality, first_step, world_size, int(turn))
+            dataset = self._dataset(stretch, source.flow)
             if world_size == 1:
                 output[0][name] = dataset.iterator()  # saves the actor that deals blocks out
             else:
@@ -203,18 +197,18 @@ class Streams(DataConfig):
         """The stream of this name for a worker that has no others beside it."""
         return self.configure({name: None}, 1, None, None)[0][name]
 
-    def _dataset(self, source: PlanSource) -> ray.data.Dataset:
+    def _dataset(self, source: PlanSource, flow: Flow) -> ray.data.Dataset:
         context = DataContext.get_current()
         rows_as_they_are(context)
         # A stream from which nobody pulls for a while (a rare task, a long validation) is no error.
         context.execution_no_progress_timeout_s = -1
         # A limit a stream, or Ray shares CPUs so unevenly that a stream starves.
-        limits = ExecutionResources(cpu=self._flow.cpus, object_store_memory=self._flow.memory)
+        limits = ExecutionResources(cpu=flow.cpus, object_store_memory=flow.memory)
         context.execution_options.resource_limits = limits
         context.execution_options.preserve_order = True
         dataset = ray.data.read_datasource(
             source,
-            ray_remote_args={"num_cpus": round(self._flow.cpus / self._flow.processes, 4)},
+            ray_remote_args={"num_cpus": flow.cpus_each},
             override_num_blocks=1,  # with more than there are read tasks, Ray would cut rows up to make them
         )
         dataset.context.execution_options.resource_limits = limits
@@ -252,7 +246,7 @@ class Share:
 
     @functools.cached_property
     def media(self) -> np.ndarray:
-        """[b * views, *decoded_shape]: all chunks, copied only where there are several. It can't be written to."""
+        """[b * views, *decoded_shape]: all chunks, copied only where there are several. Not to be written to."""
         return self.chunks[0] if len(self.chunks) == 1 else np.concatenate(self.chunks)
 
     def __len__(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import sys
@@ -253,7 +254,7 @@ class _Sweep:
             parent_run_id=self.tracker.run_id,
             uri=self.tracker.uri,
             threads=threads,
-            flow=Flow(round(decoding, 3), recipe.data.memory_budget // concurrent),
+            flow=Flow(math.floor(1000 * decoding) / 1000, recipe.data.memory_budget // concurrent),
             gpus=share,
         )
         # A hundredth less than the half: rounding must not leave a trial without its place.

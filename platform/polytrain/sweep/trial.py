@@ -141,7 +141,7 @@ def _train(setting: Setting, run: RunFolder, experiment: Experiment, opened: lis
     from polytrain.training.start import Place, start
 
     source = stream_source(experiment, opened, setting.flow)
-    streams = Streams(ray.put(source), str(run.path), modalities=experiment.modalities, flow=setting.flow)
+    streams = Streams(ray.put(source), str(run.path), experiment.modalities)
     begun = start(source, experiment.modalities, run, Place.alone(streams))
     from polytrain.training import loop
 

@@ -252,7 +252,7 @@ class Worker:
             return loss.detach(), torch.autograd.grad(loss, used)
 
         total = torch.zeros((), device=self.device)
-        for loss, gradients in self.in_parts(len(share.ids), part):
+        for loss, gradients in self.in_parts(share, part):
             total += loss
             add_gradients(used, gradients)
         return total
@@ -283,11 +283,15 @@ class Worker:
             weight=weight,
         )
 
-    def in_parts(self, examples: int, work: Callable[[np.ndarray], Any]) -> list[Any]:
+    def in_parts(self, share: Share, work: Callable[[np.ndarray], Any]) -> list[Any]:
         """What `work` makes of each part of a share, given as indices that mirror in themselves: one part a thread."""
+        examples = len(share)
         parts = min(self.parts, (examples + 1) // 2)
         indices = [dealt(examples, part, parts, paired=True) for part in range(parts)]
-        return [work(indices[0])] if parts == 1 else list(self.pool.map(work, indices))
+        if parts == 1:
+            return [work(indices[0])]
+        _ = share.media  # its chunks are joined here, or each thread would join them
+        return list(self.pool.map(work, indices))
 
     def to_device(self, modality: str, share: Share, indices: np.ndarray) -> Tensor:
         """Some of a share's media as their tokenizer takes them, [b, 3, *input_shape] float32 on the device."""
@@ -430,7 +434,7 @@ class Worker:
             with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 logits[indices] = self.model(task.name, x).float()
 
-        self.in_parts(len(share), part)
+        self.in_parts(share, part)
         targets = make_targets(share.labels, len(task.classes), self.device)
         return mean_of_views(logits, len(share.ids)), targets
 

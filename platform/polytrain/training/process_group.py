@@ -40,13 +40,17 @@ class _Backend(_TorchBackend):
 def _listen() -> tuple[str, int]:
     """On rank 0: the address and port on which the store will be. They are taken at once, so nobody else can be."""
     address = ray.util.get_node_ip_address()
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    _listening.append(socket.create_server((address, 0), family=family))
-    return address, _listening[0].getsockname()[1]
+    try:
+        ip = ipaddress.ip_address(address)
+        server = socket.create_server((address, 0), family=socket.AF_INET6 if ip.version == 6 else socket.AF_INET)
+    except (OSError, ValueError):  # known by a name or by another machine's address (NAT): on all, as torch does it
+        server = socket.create_server(("", 0))
+    _listening.append(server)
+    return address, server.getsockname()[1]
 
 
 def _join(rank: int, backend: str, workers: int, address: str, port: int, timeout_s: int) -> None:
-    if ipaddress.ip_address(address).is_loopback:
+    if address in ("127.0.0.1", "::1"):
         # All are on this machine. By themselves they would talk over the address that its name stands for.
         loopback = "lo0" if sys.platform == "darwin" else "lo"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
