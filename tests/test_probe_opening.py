@@ -73,7 +73,7 @@ def test_a_task_of_the_checkpoint_may_be_probed_again(opened, media):
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [({"augment": "inception"}, "augment: inception"), ({"mixup_alpha": 0.3}, "mixup_alpha: 0.3"), ({"drop_path": 0.1}, "drop_path: 0.1")],
+    [({"augment": "image"}, "augment: image"), ({"mixup_alpha": 0.3}, "mixup_alpha: 0.3"), ({"drop_path": 0.1}, "drop_path: 0.1")],
 )  # fmt: skip
 def test_what_changes_an_examples_features_is_named(opened, asked, changes, reason):
     asked["tasks"]["shades"] |= changes

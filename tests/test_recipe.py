@@ -52,8 +52,8 @@ def test_only_tasks_and_geometry_are_required():
         ({"tasks__shapes__modality": "video"}, "modalities.video is not given"),
         ({"tasks__shapes__warmup_steps": 9}, "warmup_steps 9 is more than steps 3"),
         ({"schedule": "random"}, "schedule: input should be 'task_by_task', 'alternating'"),
-        ({"tasks__shapes__augment": "audio"}, "audio is not for image tasks; none, inception, randaugment would be"),
-        ({"tasks__shapes__augment": "imagenet"}, "tasks.shapes.augment: input should be 'none', 'inception'"),
+        ({"tasks__shapes__augment": "audio"}, "audio is not for image tasks; none, image, randaugment would be"),
+        ({"tasks__shapes__augment": "imagenet"}, "tasks.shapes.augment: input should be 'none', 'image'"),
         ({"tasks__shapes__augment_magnitude": 9}, "only randaugment has one, augment: none has not"),
         (
             {"tasks__shapes__label_smoothing": 0.1, "tasks__shapes__loss": "sigmoid"},

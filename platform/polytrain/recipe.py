@@ -160,7 +160,7 @@ class Task(Section):
     drop_path: float | None = Field(None, ge=0, lt=1, description="stochastic depth of this task; null: the model's")
     augment: Literal[tuple(AUGMENTATIONS)] = Field(
         "none",
-        description="what is changed at random in training. none: the whole frame. inception (images): crop and flip. "
+        description="what is changed at random in training. none: the whole frame. image: Inception crop and flip. "
         "video: crop, scale jitter, flip, colours, grey. audio: SpecAugment. randaugment (images, videos): crop, flip "
         "and two random operations. A flip turns left into right, and its classes with it",
     )

@@ -88,7 +88,7 @@ def test_boxes_lie_within_the_frame(seed, height, width, case):
 def test_inception_crops_cover_areas_from_a_twentieth_to_all():
     areas = []
     for seed in MANY[:2000]:
-        _, _, tall, wide = AUGMENTATIONS["inception"].view(IMAGE, seed).region(600, 600, (224, 224))
+        _, _, tall, wide = AUGMENTATIONS["image"].view(IMAGE, seed).region(600, 600, (224, 224))
         areas.append(tall * wide / 600**2)
     assert 0.049 < min(areas) < 0.06
     assert max(areas) > 0.95
@@ -112,7 +112,7 @@ def test_video_colours_are_drawn_within_the_published_ranges():
 
 @pytest.mark.parametrize(
     ("name", "change", "chance"),
-    [("video", "flip", 0.5), ("inception", "flip", 0.5), ("video", "grey", 0.1), ("video", "colour", 0.8)],
+    [("video", "flip", 0.5), ("image", "flip", 0.5), ("video", "grey", 0.1), ("video", "colour", 0.8)],
 )
 def test_chances_are_the_published_ones(name, change, chance):
     drawn = AUGMENTATIONS[name].draws(VIDEO, MANY)[change]
@@ -163,7 +163,7 @@ def test_draws_of_different_purposes_are_independent():
 @pytest.mark.parametrize(
     ("modality", "names"),
     [
-        ("image", ["none", "inception", "randaugment"]),
+        ("image", ["none", "image", "randaugment"]),
         ("video", ["none", "video", "randaugment"]),
         ("audio", ["none", "audio"]),
     ],

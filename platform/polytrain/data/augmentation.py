@@ -161,7 +161,7 @@ class SpecAugment(Augmentation):
 
 AUGMENTATIONS: dict[str, Augmentation] = {
     "none": Augmentation(),
-    "inception": CropAndFlip(),
+    "image": CropAndFlip(),
     "video": Jitter(),
     "audio": SpecAugment(),
     "randaugment": RandAugment(),
