@@ -34,6 +34,12 @@ def test_local_paths_and_file_uris_are_stores_too(tmp_path):
     assert list(storage.files(str(tmp_path))) == [("x/a b.txt", 4)]
 
 
+@pytest.mark.parametrize("uri", ["hdfs:///data/x", "mock:///data/x", "s3://bucket/data/x?region=y", "gs://bucket/x"])
+def test_what_lies_beside_a_file_is_in_the_same_store(uri):
+    scheme, _, query = uri.partition("/x")
+    assert storage.join(storage.parent(uri), "a b", "c") == f"{scheme}/a%20b/c{query}"
+
+
 @pytest.mark.parametrize("fault", [503, 500, "drop", "cut"])
 def test_a_request_that_fails_is_repeated(proxy, through, fault):
     proxy.faults = [None, fault] if fault == "cut" else [fault, fault, None, fault]
@@ -93,6 +99,26 @@ def test_nothing_is_written_when_the_writer_raises(s3, tmp_path):
             write_half(place)
         assert storage.kind(place) is pa.fs.FileType.NotFound
     assert os.listdir(tmp_path) == []
+
+
+def test_a_filesystem_that_shows_half_written_files_gets_them_moved_into_place():
+    place = "mock:///moved/folder/a.bin"
+    for content in (b"first", b"another"):
+        storage.write_bytes(place, content)
+        assert storage.fetch(place) == content
+    assert list(storage.files("mock:///moved")) == [("folder/a.bin", 7)]
+
+
+def test_there_is_no_file_in_its_place_before_it_is_whole(monkeypatch):
+    monkeypatch.setattr(storage, "TRIES", 1)
+    monkeypatch.setattr(storage._Repeating, "move", refuse)
+    with pytest.raises(StorageError, match="no moving"):
+        storage.write_bytes("mock:///half/a.bin", b"text")
+    assert storage.kind("mock:///half/a.bin") is pa.fs.FileType.NotFound
+
+
+def refuse(*_):
+    raise OSError("no moving")
 
 
 def test_parquet_is_read_row_group_by_row_group_from_a_failing_store(s3, proxy, tmp_path):

@@ -23,7 +23,7 @@ import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -85,7 +85,7 @@ def location(uri: str, path: str) -> str:
         return os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(local)), path))
     parts = urlsplit(uri)  # a query (an object store's region, its endpoint) holds for the media too
     folder = posixpath.dirname(parts.path)
-    return urlunsplit(parts._replace(path=posixpath.normpath(posixpath.join(folder, quote(path)))))
+    return storage.with_path(parts, posixpath.normpath(posixpath.join(folder, quote(path))))
 
 
 def read(uri: str | os.PathLike) -> Manifest:

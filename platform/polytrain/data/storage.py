@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs
@@ -72,7 +72,7 @@ def join(place: str, *parts: str) -> str:
     if local is not None:
         return os.path.join(local, *parts)
     uri = urlsplit(place, allow_fragments=False)
-    return uri._replace(path=posixpath.join(uri.path or "/", *map(quote, parts))).geturl()
+    return with_path(uri, posixpath.join(uri.path or "/", *map(quote, parts)))
 
 
 def parent(place: str) -> str:
@@ -81,7 +81,12 @@ def parent(place: str) -> str:
     if local is not None:
         return os.path.dirname(os.path.abspath(local))
     uri = urlsplit(place, allow_fragments=False)
-    return uri._replace(path=posixpath.dirname(uri.path)).geturl()
+    return with_path(uri, posixpath.dirname(uri.path))
+
+
+def with_path(uri: SplitResult, path: str) -> str:
+    """Another path (quoted) in the same store. `geturl` would leave out the slashes of a URI without a host: hdfs:///path."""
+    return f"{uri.scheme}://{uri.netloc}{path}{'?' if uri.query else ''}{uri.query}"
 
 
 def filesystem(place: str) -> tuple[pa.fs.FileSystem, str]:
