@@ -17,20 +17,23 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 
+import pyarrow as pa
+
+from polytrain.data import storage
 from polytrain.data.importers import official_val
 from polytrain.data.importers.collection import Collection, Example, IngestError
 from polytrain.data.importers.importer import Importer, last_of
 from polytrain.data.importers.root import PROGRESS_EVERY, Root
-from polytrain.data.importers.tfrecord import examples
+from polytrain.data.importers.tfrecord import Bytes, examples
 
 CLASSES = tuple("012345")
 
 
 def _read(root: Root, options: argparse.Namespace) -> Collection:
     seen: dict[str, str] = {}
-    training = list(_examples(root.local(), "train", "train", seen))
+    training = list(_examples(root, "train", "train", seen))
     if options.official_val:
         validation = [example for _, example in _examples(root, "validation", "val", seen)]
     else:
@@ -51,23 +54,28 @@ def _examples(root: Root, part: str, split: str, seen: dict[str, str]) -> Iterat
         for number, features in enumerate(examples(path)):
             where = f"{path}, record {number + 1}"
             image, label, name = (features.get(key) for key in ("image", "label", "filename"))
-            if not isinstance(image, tuple) or not isinstance(name, tuple) or not isinstance(label, int):
+            if not isinstance(image, Bytes) or not isinstance(name, Bytes) or not isinstance(label, int):
                 raise IngestError(f"{where}: has features {', '.join(features)}; it should have image, filename, label")
             if label >= len(CLASSES):
                 raise IngestError(f"{where}: label {label} is outside the {len(CLASSES)} classes")
-            named = _bytes(path, *name).decode(errors="replace")
+            named = bytes(name.data).decode(errors="replace")
             if named in seen:
                 raise IngestError(f"{where}: {named!r} is in {seen[named]} already; an example has one record")
             seen[named] = where
             if len(seen) % PROGRESS_EVERY == 0:
                 root.progress(len(seen))
-            yield named, Example(f"{path}#{number}", (CLASSES[label],), split, data=partial(_bytes, path, *image))
+            content = partial(_bytes, path, image.start, image.end)
+            yield named, Example(f"{path}#{number}", (CLASSES[label],), split, data=content)
 
 
 def _bytes(path: str, start: int, end: int) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read(end - start)
+    return _file(path).read_at(end - start, start)
+
+
+@lru_cache(maxsize=4)
+def _file(path: str) -> pa.NativeFile:
+    """Opened where and when the images are asked for, in a worker too; opening one anew costs a store a request."""
+    return storage.open_file(path)
 
 
 IMPORTERS = {

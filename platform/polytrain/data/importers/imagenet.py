@@ -20,8 +20,9 @@ fixed shuffled order (SHA-256 of the path below ROOT's train/).
 from __future__ import annotations
 
 import argparse
-import os
+import io
 
+from polytrain.data import storage
 from polytrain.data.importers.annotations import lines, table
 from polytrain.data.importers.collection import Collection, IngestError
 from polytrain.data.importers.importer import Annotation, Importer, check_class_count, gather, hold_out
@@ -79,7 +80,7 @@ def _labels(root: Root) -> list[tuple[str, str, str, int]]:
     if path := root.first(SYNSET_LABELS, f"val/{SYNSET_LABELS}"):
         return [(f"ILSVRC2012_val_{line:08d}", wnid, path, line) for line, wnid in lines(path)]
     if path := root.first(DEVKIT + GROUND_TRUTH, GROUND_TRUTH):
-        wnids = _devkit_wnids(os.path.join(os.path.dirname(path), "meta.mat"))
+        wnids = _devkit_wnids(storage.join(storage.parent(path), "meta.mat"))
         return [
             (f"ILSVRC2012_val_{line:08d}", wnids.get(number, f"ILSVRC2012_ID {number}"), path, line)
             for line, number in lines(path)
@@ -95,7 +96,7 @@ def _devkit_wnids(path: str) -> dict[str, str]:
     import scipy.io
 
     try:
-        synsets = scipy.io.loadmat(path, squeeze_me=True)["synsets"]
+        synsets = scipy.io.loadmat(io.BytesIO(storage.fetch(path)), squeeze_me=True)["synsets"]
         pairs = zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
         return {str(int(number)): str(wnid) for number, wnid in pairs}
     except OSError as error:

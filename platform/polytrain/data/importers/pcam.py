@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from polytrain.data import storage
 from polytrain.data.importers import official_val
 from polytrain.data.importers.collection import Collection, Example, IngestError
 from polytrain.data.importers.importer import Importer, last_of
@@ -37,7 +38,7 @@ CACHE = 64 << 20
 
 def _read(root: Root, options: argparse.Namespace) -> Collection:
     held_out: set[str] = set()
-    training = _examples(root.local(), "train", "train")
+    training = _examples(root, "train", "train")
     if options.official_val:
         validation = _examples(root, "valid", "val")
     else:
@@ -78,7 +79,11 @@ def _dataset(path: str, name: str) -> h5py.Dataset:
     except ModuleNotFoundError:
         raise IngestError(f"{path}: reading it needs h5py: pip install h5py") from None
     try:
-        return h5py.File(path, "r", rdcc_nbytes=CACHE)[name]
+        # From a store only the chunks that are asked for come: a worker needs few of train's 6.4 GB.
+        source = storage.open_file(path) if storage.is_remote(path) else path
+        return h5py.File(source, "r", rdcc_nbytes=CACHE)[name]
+    except (FileNotFoundError, storage.StorageError) as error:
+        raise IngestError(f"{path}: cannot be read: {error}") from None
     except (OSError, KeyError) as error:
         raise IngestError(f"{path}: is no whole HDF5 file with a dataset {name!r}: {error}") from None
 

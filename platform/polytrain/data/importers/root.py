@@ -44,14 +44,6 @@ class Root:
             raise IngestError(f"{self.path}: {what}; --root names the folder that has {layout}")
         self.folders()
 
-    def local(self) -> Root:
-        """Itself; IngestError where it lies in a store, and an importer must map its files into memory."""
-        if not self.is_local:
-            raise IngestError(
-                f"{self.path}: its images lie in a few large files, which are read from a local disk only"
-            )
-        return self
-
     def join(self, path: str) -> str:
         """The absolute path, or the URI, of a path relative to the root."""
         if not path:

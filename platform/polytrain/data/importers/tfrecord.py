@@ -2,47 +2,73 @@
 
 A record is its length (uint64), a checksum of that, the message, a checksum (each checksum is a masked CRC-32C; it is
 not checked here: an image that was damaged fails to decode). The message is protocol buffers:
-`Example.features.feature` is a map from name to a list of bytes, floats or int64. Only headers are read; a mapped
-file's images are not touched.
+`Example.features.feature` is a map from name to a list of bytes, floats or int64. A file is read once, from its
+beginning to its end, and one record at a time is in memory.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
+import io
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
+from polytrain.data import storage
 from polytrain.data.importers.collection import IngestError
 
 Span = tuple[int, int]
-"""(first byte, byte after the last) within the file."""
+"""(first byte, byte after the last) within a message."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_HEADER, _CHECKSUM = 12, 4
+_BUFFER = 8 << 20
+"""Bytes that are asked for at once; in a store every read is a request."""
 
 
-def examples(path: str) -> Iterator[dict[str, Span | int]]:
-    """Of every record the features: where the bytes lie, or the number, by name. Float features are left out."""
-    if os.path.getsize(path) == 0:
-        raise IngestError(f"{path}: is empty")
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+class Bytes(NamedTuple):
+    """A feature of bytes: first byte and byte after the last within the file, and what they are."""
+
+    start: int
+    end: int
+    data: memoryview
+
+
+def examples(path: str) -> Iterator[dict[str, Bytes | int]]:
+    """Of every record the features by name: bytes and where they lie, or a number. Float features are left out.
+
+    `path` is a local path or a URI. Raises IngestError, or what `storage.open_file` does.
+    """
+    with storage.open_file(path) as opened:
+        size = opened.size()
+        if size == 0:
+            raise IngestError(f"{path}: is empty")
+        file = io.BufferedReader(opened, _BUFFER)
         at, record = 0, 0
-        while at < len(data):
+        while at < size:
             record += 1
             try:
-                (length,) = struct.unpack_from("<Q", data, at)
-                start, end = at + 12, at + 12 + length
-                if end + 4 > len(data):
+                (length,) = struct.unpack_from("<Q", file.read(_HEADER))
+                start, end = at + _HEADER, at + _HEADER + length
+                if end + _CHECKSUM > size:
                     raise ValueError("ends too early")
-                features = dict(_features(data, start, end))
+                message = file.read(length + _CHECKSUM)
+                features = {
+                    name: value if isinstance(value, int) else _bytes(message, start, value)
+                    for name, value in _features(message, 0, length)
+                }
             except (ValueError, IndexError, struct.error, UnicodeDecodeError) as error:
                 raise IngestError(
                     f"{path}, record {record}: is no whole TFRecord of tf.train.Example: {error}"
                 ) from None
             yield features
-            at = end + 4
+            at = end + _CHECKSUM
 
 
-def _features(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[str, Span | int]]:
+def _bytes(message: bytes, start: int, span: Span) -> Bytes:
+    """Those of a span of a message that begins at `start`."""
+    return Bytes(start + span[0], start + span[1], memoryview(message)[slice(*span)])
+
+
+def _features(data: bytes, start: int, end: int) -> Iterator[tuple[str, Span | int]]:
     for _, features in _fields(data, start, end):
         for _, entry in _fields(data, *_span(features)):
             parts = dict(_fields(data, *_span(entry)))
@@ -61,7 +87,7 @@ def _span(value: Span | int) -> Span:
     return value
 
 
-def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, Span | int]]:
+def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, Span | int]]:
     """(field number, value) of one message."""
     at = start
     while at < end:
@@ -79,7 +105,7 @@ def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, Span |
         yield tag >> 3, value
 
 
-def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+def _varint(data: bytes, at: int) -> tuple[int, int]:
     """(number, where it ends)."""
     value = shift = 0
     while True:
