@@ -1,6 +1,7 @@
 """Collections, manifests and stored media in an S3 store, also one that is slow and fails."""
 
 import io
+import time
 
 import numpy as np
 import pytest
@@ -83,6 +84,41 @@ def test_a_store_that_fails_now_and_then_changes_nothing(bucket, proxy):
     proxy.faults = [503, None, "drop", 0.3, None, None, "cut", 503, None, None, 500, "drop"] * 3
     assert prepare(f"{bucket}/photos{proxy.query}", f"{bucket}/out{proxy.query}", "--inline") == 0
     assert len(manifest.read(f"{bucket}/out/manifest.parquet").table) == 10
+
+
+@pytest.fixture
+def shown_often(monkeypatch):
+    """Progress is shown twenty times a second, in a log too."""
+    monkeypatch.setattr("polytrain.progress.PLAIN_EVERY_S", 0.05)
+    monkeypatch.setattr("polytrain.progress.LOOKS_EVERY_S", 0.02)
+
+
+def test_a_slow_listing_is_seen_to_go_on(bucket, proxy, tmp_path, shown_often, capsys):
+    proxy.faults = [None, 1.0]  # a look at the root, then its listing
+    assert prepare(f"{bucket}/photos{proxy.query}", tmp_path / "out") == 0
+    assert "looking for files: 0 files, 0:00 so far" in capsys.readouterr().err
+
+
+def test_a_tables_slow_store_is_seen_to_answer(bucket, proxy, tmp_path, shown_often, capsys):
+    (tmp_path / "t.csv").write_text("path,label\nred/1.jpg,b\nred/3.jpg,b\nred/5.jpg,b\n")
+    proxy.faults = [None, 1.0]
+    words = ["csv", "--modality", "image", "--table", f"{tmp_path}/t.csv", "--root", f"{bucket}/photos{proxy.query}"]
+    assert prepare_command("", [*words, "--out", str(tmp_path / "out")]) == 0
+    assert "looking for the table's files: 0/3 files" in capsys.readouterr().err
+
+
+def test_media_are_counted_as_they_are_written_into_the_manifest(bucket, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("polytrain.progress.PLAIN_EVERY_S", 0.0)
+    monkeypatch.setattr("polytrain.progress.LOOKS_EVERY_S", 0.005)
+    monkeypatch.setattr("polytrain.ingest.preparing.PIECE_ROWS", 1)
+    written = manifest.write
+
+    def slowly(*args, data, **about):
+        written(*args, data=(time.sleep(0.05) or piece for piece in data), **about)
+
+    monkeypatch.setattr(manifest, "write", slowly)
+    assert prepare(f"{bucket}/photos", tmp_path / "out", "--inline") == 0
+    assert "writing the manifest: 5/10 examples" in capsys.readouterr().err
 
 
 def test_a_store_that_keeps_failing_is_named(bucket, proxy, capsys, tmp_path):

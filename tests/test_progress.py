@@ -1,9 +1,10 @@
 import io
+import time
 
 import pytest
 
 from polytrain import progress
-from polytrain.progress import Progress
+from polytrain.progress import Progress, ticking
 
 
 class Terminal(io.StringIO):
@@ -50,3 +51,35 @@ def test_a_log_gets_plain_lines_now_and_then(monkeypatch, every, lines):
         bar.add()
     assert len(out.getvalue().splitlines()) == lines
     assert "\r" not in out.getvalue()
+
+
+def test_what_has_nothing_to_count_yet_says_how_long_it_has_taken():
+    assert Progress("looking for files", None, "files", io.StringIO()).text(75.0) == (
+        "looking for files: 0 files, 1:15 so far"
+    )
+
+
+def test_when_all_is_done_no_time_is_left():
+    bar = Progress("writing", 10, "rows", io.StringIO())
+    bar.done = 10
+    assert bar.text(1.0) == "writing: 10/10 rows, 10 rows/s"
+
+
+def test_a_call_that_returns_late_is_seen_to_go_on(monkeypatch):
+    monkeypatch.setattr(progress, "PLAIN_EVERY_S", 0.02)
+    monkeypatch.setattr(progress, "LOOKS_EVERY_S", 0.01)
+    out = io.StringIO()
+    with Progress("listing", None, "files", out) as bar, ticking(bar):
+        end = time.monotonic() + 30
+        while out.getvalue().count("listing: 0 files") < 3 and time.monotonic() < end:
+            time.sleep(0.01)  # a call that counts nothing
+    assert out.getvalue().count("listing: 0 files") >= 3
+
+
+def test_a_tick_that_is_not_due_costs_next_to_nothing():
+    """Two million annotations are ticked one by one."""
+    bar = Progress("reading", None, "rows", io.StringIO())
+    started = time.process_time()
+    for done in range(100_000):
+        bar.to(done)
+    assert time.process_time() - started < 2.0

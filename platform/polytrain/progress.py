@@ -13,6 +13,8 @@ from typing import TextIO
 
 PLAIN_EVERY_S = 10.0
 TERMINAL_EVERY_S = 0.1
+LOOKS_EVERY_S = 0.1
+"""So often `ticking` looks whether it is time for a line."""
 
 
 class Progress:
@@ -31,6 +33,7 @@ class Progress:
         self._terminal = self._out.isatty()
         self._started = self._last = time.monotonic()
         self._shown = 0
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Progress:
         return self
@@ -52,9 +55,17 @@ class Progress:
         self.tick()
 
     def tick(self) -> None:
-        """Shows the state if it is time to."""
-        now = time.monotonic()
-        if now - self._last < (TERMINAL_EVERY_S if self._terminal else PLAIN_EVERY_S):
+        """Shows the state if it is time to; cheap enough for every item, and any thread may."""
+        if not self._is_time(time.monotonic()):
+            return
+        with self._lock:
+            self._show(time.monotonic())
+
+    def _is_time(self, now: float) -> bool:
+        return now - self._last >= (TERMINAL_EVERY_S if self._terminal else PLAIN_EVERY_S)
+
+    def _show(self, now: float) -> None:
+        if not self._is_time(now):  # another thread has shown it meanwhile
             return
         self._last = now
         text = self.text(now - self._started)
@@ -72,7 +83,9 @@ class Progress:
             speed = ""
         of = "" if self.total is None else f"/{self.total:,}"
         left = ""
-        if self.total is not None and here:
+        if not here:
+            left = f", {_clock(seconds)} so far"
+        elif self.total is not None and self.done < self.total:
             left = f", {_clock((self.total - self.done) / rate)} left"
         return f"{self.doing}: {self.done:,}{of} {self.unit}{speed}{left}{self.note}"
 
@@ -84,11 +97,11 @@ class Progress:
 
 @contextlib.contextmanager
 def ticking(progress: Progress) -> Iterator[None]:
-    """Shows the state while this thread waits for something, in the block."""
+    """A thread ticks while the block runs: there a single call may take long, such as the listing of a store."""
     over = threading.Event()
 
     def tick() -> None:
-        while not over.wait(1.0):
+        while not over.wait(LOOKS_EVERY_S):
             progress.tick()
 
     thread = threading.Thread(target=tick, name="progress", daemon=True)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from polytrain.data import storage
 from polytrain.data.importers.collection import Collection, Example, IngestError
-from polytrain.progress import Progress
+from polytrain.progress import Progress, ticking
 
 SHOWN = 3
 _END = 16384
@@ -25,7 +25,11 @@ def copies(places: Sequence[str]) -> dict[str, str]:
     """
     places = list(dict.fromkeys(places))
     order = {place: number for number, place in enumerate(places)}
-    with Progress("looking for copies", len(places), "files") as progress, ThreadPoolExecutor(_THREADS) as pool:
+    with (
+        Progress("looking for copies", len(places), "files") as progress,
+        ticking(progress),
+        ThreadPoolExecutor(_THREADS) as pool,
+    ):
         identities = dict(_identities(places))
         alike = [group for group in _grouped(places, lambda place: identities.get(place)) if identities[group[0]][0]]
         progress.to(len(places) - sum(map(len, alike)), earlier=True)

@@ -7,7 +7,7 @@ import argparse
 from polytrain.data.importers.importer import Importer
 from polytrain.ingest import options as common
 from polytrain.ingest.preparing import prepare
-from polytrain.progress import Progress
+from polytrain.progress import Progress, ticking
 
 
 def add_flags(importer: Importer, parser: argparse.ArgumentParser) -> None:
@@ -18,6 +18,6 @@ def add_flags(importer: Importer, parser: argparse.ArgumentParser) -> None:
 
 def run(name: str, importer: Importer, options: argparse.Namespace) -> None:
     options.missing = options.missing or "skip"
-    with Progress("looking for the annotated files", None, "files") as progress:
-        collection = importer.read(options, progress.to)
+    with Progress("looking for the annotated files", None, "files") as progress, ticking(progress):
+        collection = importer.read(options, progress)
     prepare(collection, options, name)

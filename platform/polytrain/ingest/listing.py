@@ -10,6 +10,7 @@ import pyarrow.fs
 
 from polytrain.data import storage
 from polytrain.data.importers.collection import IngestError
+from polytrain.progress import Progress, ticking
 
 
 def check_root(root: str, holds: str) -> str:
@@ -30,11 +31,15 @@ def files_below(root: str) -> list[str]:
 
     IngestError names what cannot be read.
     """
-    if storage.is_remote(root):
-        paths = (path for path, _ in storage.files(root))
-        return [path for path in paths if not any(part.startswith(".") for part in path.split("/")[:-1])]
-    start = len(root.rstrip("/")) + 1
-    return [path[start:] for path in _local_files(root)]
+    with Progress("looking for files", None, "files") as progress, ticking(progress):
+        if storage.is_remote(root):
+            paths = (path for path, _ in storage.files(root))
+            return [path for path in paths if not any(part.startswith(".") for part in path.split("/")[:-1])]
+        start, found = len(root.rstrip("/")) + 1, []
+        for path in _local_files(root):
+            found.append(path[start:])
+            progress.done += 1
+        return found
 
 
 def _local_files(root: str) -> Iterator[str]:

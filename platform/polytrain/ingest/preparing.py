@@ -20,6 +20,7 @@ from polytrain.ingest.copies import without_overlap
 from polytrain.ingest.options import storing_of
 from polytrain.ingest.splitting import check_fractions, split_off
 from polytrain.ingest.storing import Stored, Storing, store
+from polytrain.progress import Progress, ticking
 
 LEFT_OUT = "left_out.parquet"
 SHOWN = 5
@@ -84,7 +85,8 @@ def _split(collection: Collection, options: argparse.Namespace) -> tuple[Collect
     fractions = {"val": options.val_fraction, "test": options.test_fraction}
     check_fractions(fractions)
     collection, copies = without_overlap(collection, options.overlap)
-    return collection, split_off(collection.examples, fractions, options.seed, copies)
+    with Progress("splitting", None, "examples") as progress, ticking(progress):
+        return collection, split_off(collection.examples, fractions, options.seed, copies)
 
 
 def _classes(collection: Collection, examples: Sequence[Example]) -> list[str]:
@@ -149,12 +151,14 @@ def _write(
     place_of = _Places(storage.parent(path))
     inline = stored is not None and any(stored.inline)
     paths, starts, ends = [], [], []
-    for example, file in zip(examples, of, strict=True):
-        place = stored.places[file] if stored is not None else None
-        paths.append(None if inline and stored.inline[file] else place or place_of(example.path))
-        cut = storing.recoding and collection.modality != "image"  # the stored file is the clip
-        starts.append(None if cut else example.start_s)
-        ends.append(None if cut else example.end_s)
+    with Progress("naming the media", len(examples), "examples") as progress:
+        for example, file in zip(examples, of, strict=True):
+            place = stored.places[file] if stored is not None else None
+            paths.append(None if inline and stored.inline[file] else place or place_of(example.path))
+            cut = storing.recoding and collection.modality != "image"  # the stored file is the clip
+            starts.append(None if cut else example.start_s)
+            ends.append(None if cut else example.end_s)
+            progress.add()
     labels = [[number[name] for name in example.classes] for example in examples]
     columns = {"path": pa.array(paths, pa.string())}
     if collection.multi_label:
@@ -165,19 +169,22 @@ def _write(
     for name, times in (("start_s", starts), ("end_s", ends)):
         if any(time is not None for time in times):
             columns[name] = pa.array(times, pa.float64())
-    data = _pieces(stored, of) if inline else None
-    manifest.write(path, task=task, modality=collection.modality, classes=classes, table=pa.table(columns), data=data)
+    with Progress("writing the manifest", len(examples) if inline else None, "examples") as progress, ticking(progress):
+        data = _pieces(stored, of, progress) if inline else None
+        about = {"task": task, "modality": collection.modality, "classes": classes}
+        manifest.write(path, **about, table=pa.table(columns), data=data)
     sizes = {name: sum(example.split == name for example in examples) for name in manifest.SPLITS}
     return sizes, classes
 
 
-def _pieces(stored: Stored, of: Sequence[int]) -> Iterator[pa.Array]:
+def _pieces(stored: Stored, of: Sequence[int], progress: Progress) -> Iterator[pa.Array]:
     """The column `data`, a row group at a time."""
     piece, size = [], 0
     for file in of:
         data = stored.data(file).as_py()
         piece.append(data)
         size += len(data or b"")
+        progress.done += 1
         if size >= PIECE_BYTES or len(piece) >= PIECE_ROWS:
             yield pa.array(piece, pa.binary())
             piece, size = [], 0

@@ -26,7 +26,7 @@ from polytrain.data import storage
 from polytrain.data.decode import FILE_ERRORS, DecodeError, failure_reason
 from polytrain.data.importers.collection import Example, IngestError
 from polytrain.data.recoding import Recoding
-from polytrain.progress import Progress
+from polytrain.progress import Progress, ticking
 
 PARTS = ".parts"
 MEDIA = "media"
@@ -88,7 +88,12 @@ class Stored:
         """Files that an earlier attempt finished."""
         self._where: list[tuple[str, int]] = []
         parts = [(name, batch.earlier) for batch in batches for name in batch.parts]
-        for (name, earlier), table in zip(parts, _read_parts(out, [name for name, _ in parts]), strict=True):
+        with Progress("reading what was stored", len(parts), "parts") as progress, ticking(progress):
+            self._add(parts, progress)
+        self._part = functools.lru_cache(maxsize=4)(self._read_data)
+
+    def _add(self, parts: Sequence[tuple[str, bool]], progress: Progress) -> None:
+        for (name, earlier), table in zip(parts, _read_parts(self.out, [name for name, _ in parts]), strict=True):
             self.places += table["place"].to_pylist()
             self.reasons += table["reason"].to_pylist()
             self.inline += table["inline"].to_pylist()
@@ -97,7 +102,7 @@ class Stored:
             found = pc.and_(table["place"].is_valid(), table["before"].is_null())
             self.earlier += len(table) if earlier else pc.sum(found).as_py() or 0
             self._where += [(name, row) for row in range(len(table))]
-        self._part = functools.lru_cache(maxsize=4)(self._read_data)
+            progress.done += 1
 
     def data(self, file: int) -> pa.Scalar:
         """The bytes of a file that goes inline, null of another."""
@@ -225,9 +230,9 @@ def store(files: Sequence[Example], modality: str, storing: Storing, out: str) -
         for start in range(0, len(files), size)
     ]
     with _alone(out):
-        finished = _finished(out)
         doing = "re-encoding" if storing.recoding else "reading"
-        with Progress(doing, len(files), "files") as progress:
+        with Progress(doing, len(files), "files") as progress, ticking(progress):
+            finished = _finished(out)
             unreadable = 0
 
             def done(batch: Batch, part: str, count: int, *, earlier: bool = False) -> None:
@@ -247,7 +252,7 @@ def store(files: Sequence[Example], modality: str, storing: Storing, out: str) -
                     todo.append(batch)
             left = sum(len(batch.files) for batch in todo)
             few = left <= HERE and modality != "video"
-            (_store_here if few else _store_on_ray)(job, todo, done, progress.tick)
+            (_store_here if few else _store_on_ray)(job, todo, done)
         return Stored(out, batches)
 
 
@@ -289,12 +294,12 @@ def _alone(out: str) -> Iterator[None]:
         yield
 
 
-def _store_here(job: Job, batches: Sequence[Batch], done: Done, tick: Callable[[], None]) -> None:
+def _store_here(job: Job, batches: Sequence[Batch], done: Done) -> None:
     for batch in batches:
         done(batch, store_batch(job, batch.files, batch.key), len(batch.files))
 
 
-def _store_on_ray(job: Job, batches: Sequence[Batch], done: Done, tick: Callable[[], None]) -> None:
+def _store_on_ray(job: Job, batches: Sequence[Batch], done: Done) -> None:
     from polytrain.cluster import joined
 
     if not batches:
@@ -312,7 +317,6 @@ def _store_on_ray(job: Job, batches: Sequence[Batch], done: Done, tick: Callable
             if not running:
                 return
             ready, _ = ray.wait(list(running), timeout=0.5)
-            tick()
             for reference in ready:
                 batch = running.pop(reference)
                 try:

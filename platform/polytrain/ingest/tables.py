@@ -19,6 +19,7 @@ from polytrain.data.importers.root import SUFFIXES
 from polytrain.ingest import options as common
 from polytrain.ingest.listing import check_root
 from polytrain.ingest.preparing import prepare
+from polytrain.progress import Progress, ticking
 
 
 def read_csv(
@@ -36,32 +37,34 @@ def read_csv(
                 f"{table}, line 1: the header is {','.join(header)!r}; it should be path,label or path,label,split"
             )
     root = check_root(root, "the files of the table")
-    exists = _there(root)
     multi_label = multi_label or any(";" in (row["label"] or "") for _, row in rows)
     examples, absent, seen = [], [], {}
-    for line, row in rows:
-        where = f"{table}, line {line}"
-        example = _example(where, row, root, modality, multi_label)
-        first, split = seen.setdefault(example.path, (line, example.split))
-        if first != line:
-            if (split == "train") != (example.split == "train"):
+    with Progress("looking for the table's files", len(rows), "files") as progress, ticking(progress):
+        exists = _there(root)
+        for line, row in rows:
+            where = f"{table}, line {line}"
+            progress.done += 1
+            example = _example(where, row, root, modality, multi_label)
+            first, split = seen.setdefault(example.path, (line, example.split))
+            if first != line:
+                if (split == "train") != (example.split == "train"):
+                    raise IngestError(
+                        f"{where}: {row['path']} is in {example.split}, and stands in line {first} already, in "
+                        f"{split}; a test on what was trained on says nothing: take one of the two rows out"
+                    )
                 raise IngestError(
-                    f"{where}: {row['path']} is in {example.split}, and stands in line {first} already, in {split}; "
-                    f"a test on what was trained on says nothing: take one of the two rows out"
+                    f"{where}: {row['path']} stands in line {first} already; "
+                    f"a file has one row, several labels are joined by ';'"
                 )
-            raise IngestError(
-                f"{where}: {row['path']} stands in line {first} already; "
-                f"a file has one row, several labels are joined by ';'"
-            )
-        if exists(example.path):
-            examples.append(example)
-        elif missing == "skip":
-            absent.append(example.path)
-        else:
-            raise IngestError(
-                f"{where}: there is no file {example.path}; paths are relative to --root; "
-                f"--missing skip leaves such rows out"
-            )
+            if exists(example.path):
+                examples.append(example)
+            elif missing == "skip":
+                absent.append(example.path)
+            else:
+                raise IngestError(
+                    f"{where}: there is no file {example.path}; paths are relative to --root; "
+                    f"--missing skip leaves such rows out"
+                )
     if not examples:
         raise IngestError(f"{table}: not one of its files is there" if absent else f"{table}: has a header and no rows")
     unread = [name for name in header if name not in ("path", "label", "split")]

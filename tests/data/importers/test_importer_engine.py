@@ -1,6 +1,7 @@
 """What all importers share: what is missing, what stands twice, what overlaps."""
 
 import argparse
+import io
 
 import official_layouts as layouts
 import pytest
@@ -8,7 +9,9 @@ from official_layouts import read, sizes, touch
 
 from polytrain.data.importers.collection import IngestError
 from polytrain.data.importers.importer import Annotation, boundaries, gather, hold_out
+from polytrain.data.importers.registry import IMPORTERS
 from polytrain.data.importers.root import Root
+from polytrain.progress import Progress
 
 SKIP = argparse.Namespace(missing="skip")
 
@@ -113,13 +116,35 @@ def test_what_is_held_out_does_not_depend_on_the_order_of_the_rows():
     assert len(held_out[0]) == 10
 
 
-def test_progress_is_told_on_the_way(tmp_path):
-    layouts.moments(tmp_path)
-    told = []
-    from polytrain.data.importers.registry import IMPORTERS
+@pytest.fixture
+def progress(monkeypatch):
+    """A progress of which every state is shown, and what it has shown."""
+    monkeypatch.setattr("polytrain.progress.PLAIN_EVERY_S", 0.0)
+    out = io.StringIO()
+    return Progress("looking", None, "files", out), out
 
-    IMPORTERS["moments"].read(argparse.Namespace(root=str(tmp_path), missing="skip"), told.append)
-    assert told == [0]
+
+def told(progress, name, root):
+    options = argparse.Namespace(root=str(root), missing="skip", official_val=False)
+    IMPORTERS[name].read(options, progress[0])
+    return progress[1].getvalue()
+
+
+def test_every_annotation_moves_the_progress(progress, tmp_path):
+    layouts.moments(tmp_path)
+    text = told(progress, "moments", tmp_path)
+    assert all(f"looking: {done} files" in text for done in (1, 2, 300, 678))
+
+
+def test_class_folders_are_counted_as_they_are_listed(progress, tmp_path):
+    layouts.imagenet(tmp_path)
+    text = told(progress, "imagenet", tmp_path)
+    assert "looking: 0 files" in text.partition(", 700 folders listed")[0].splitlines()[-1]
+
+
+def test_kittis_label_files_are_counted_as_they_are_read(progress, tmp_path):
+    layouts.kitti(tmp_path)
+    assert ", 100 label files read" in told(progress, "kitti", tmp_path)
 
 
 def test_vanished_videos_leave_the_rest(tmp_path):

@@ -25,7 +25,7 @@ from polytrain.data import storage
 from polytrain.data.importers import official_val
 from polytrain.data.importers.collection import Collection, Example, IngestError
 from polytrain.data.importers.importer import Importer, last_of
-from polytrain.data.importers.root import PROGRESS_EVERY, Root
+from polytrain.data.importers.root import Root
 from polytrain.data.importers.tfrecord import Bytes, examples
 
 CLASSES = tuple("012345")
@@ -62,8 +62,7 @@ def _examples(root: Root, part: str, split: str, seen: dict[str, str]) -> Iterat
             if named in seen:
                 raise IngestError(f"{where}: {named!r} is in {seen[named]} already; an example has one record")
             seen[named] = where
-            if len(seen) % PROGRESS_EVERY == 0:
-                root.progress(len(seen))
+            root.progress(len(seen))
             content = partial(_bytes, path, image.start, image.end)
             yield named, Example(f"{path}#{number}", (CLASSES[label],), split, data=content)
 

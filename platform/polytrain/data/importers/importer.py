@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from polytrain.data.importers.collection import Collection, Example, IngestError
-from polytrain.data.importers.root import PROGRESS_EVERY, Progress, Root
+from polytrain.data.importers.root import Root
+from polytrain.progress import Progress
 
 SHOWN_MISSING = 5
 
@@ -142,7 +143,7 @@ def gather(
     seen = _Seen()
     examples: list[Example] = []
     missing: list[str] = []
-    for count, a in enumerate(annotations):
+    for count, a in enumerate(annotations, 1):
         if a.classes not in checked:
             for name in a.classes:
                 if name not in known:
@@ -158,8 +159,7 @@ def gather(
                 break
         else:
             missing.append(root.join(a.paths[0]))
-        if count % PROGRESS_EVERY == 0:
-            root.progress(count)
+        root.progress(count)
     if missing and (options.missing == "fail" or not examples):
         raise IngestError(_missing_message(root, missing, bool(examples)))
     if not any(example.split == "train" for example in examples):

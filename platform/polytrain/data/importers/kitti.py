@@ -92,6 +92,7 @@ def _annotations(root: Root, split_of: dict[int, str]) -> Iterator[Annotation]:
         file = f"{image:06d}.txt"
         table = root.join(f"training/label_2/{file}") if file in labelled else root.need(f"training/label_2/{file}")
         name = CLASSES[distance_class(table)]
+        root.count("label files read")
         yield Annotation((f"training/image_2/{image:06d}",), (name,), (split,), table)
 
 

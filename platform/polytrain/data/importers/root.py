@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.fs
 
 from polytrain.data import storage
 from polytrain.data.importers.collection import IngestError
+from polytrain.progress import Progress
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 _VIDEOS = (".mp4", ".webm", ".avi", ".mkv", ".mov")
 _SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".opus")
 SUFFIXES = {"image": _IMAGES, "video": _VIDEOS, "audio": _SOUNDS + _VIDEOS}
 """Of files that an importer takes for a modality; a video file's sound track is audio. Upper case does as well."""
-
-PROGRESS_EVERY = 20_000
-
-Progress = Callable[[int], None]
-"""Called now and then with the number of annotations read so far."""
 
 
 class Root:
@@ -33,7 +29,8 @@ class Root:
     def __init__(self, path: str | os.PathLike, layout: str, progress: Progress | None = None) -> None:
         path = os.fspath(path)
         self.layout = layout
-        self.progress = progress or (lambda done: None)
+        self._progress = progress
+        self._counts: Counter[str] = Counter()
         self._stems: dict[tuple[str, str], dict[str, tuple[str, str]]] = {}
         folder = storage.local_path(path)
         self.is_local = folder is not None
@@ -43,6 +40,18 @@ class Root:
             what = "there is no such folder" if kind is pa.fs.FileType.NotFound else "is a file"
             raise IngestError(f"{self.path}: {what}; --root names the folder that has {layout}")
         self.folders()
+
+    def progress(self, done: int) -> None:
+        """So many annotations are looked up."""
+        if self._progress is not None:
+            self._progress.to(done)
+
+    def count(self, what: str) -> None:
+        """One more of what is done before the annotations are looked up, such as "folders listed"."""
+        self._counts[what] += 1
+        if self._progress is not None:
+            self._progress.note = "".join(f", {count:,} {what}" for what, count in self._counts.items() if count > 1)
+            self._progress.tick()
 
     def join(self, path: str) -> str:
         """The absolute path, or the URI, of a path relative to the root."""
@@ -103,6 +112,7 @@ class Root:
 
     def _scan(self, below: str) -> list[tuple[str, bool]]:
         """(name, is it a folder) of everything in a folder; nothing where there is none."""
+        self.count("folders listed")
         try:
             if self.is_local:
                 with os.scandir(self.join(below)) as entries:
