@@ -137,6 +137,24 @@ def test_without_a_labelled_test_set_kinetics_tests_on_validation(tmp_path):
     assert "no labelled test set" in found.notes[-1]
 
 
+@pytest.mark.parametrize(("classes", "train"), [(400, 400), (600, 601), (700, 700)])
+def test_of_kinetics_600_the_txt_lists_are_taken_since_its_csv_lists_are_not_whole(classes, train, tmp_path):
+    layouts.kinetics(tmp_path, classes)
+    rows = (tmp_path / "annotations" / "train.csv").read_text().splitlines()
+    layouts.write(tmp_path / "annotations" / "train.txt", [*rows, "doing thing 007,only-in-txt,1,11,train"])
+    layouts.touch(tmp_path / "train" / "only-in-txt_000001_000011.mp4")
+    assert sizes(read(f"kinetics{classes}", tmp_path))[0] == train
+
+
+def test_an_unlabelled_test_list_gives_way_to_a_labelled_one(tmp_path):
+    layouts.kinetics(tmp_path, 600)
+    path = tmp_path / "annotations" / "test.csv"
+    layouts.write(path.with_suffix(".txt"), ["youtube_id,time_start,time_end,split", "id2_0000003,3,13,test"])
+    found = read("kinetics600", tmp_path)
+    assert sizes(found) == (600, 600, 600)
+    assert found.notes == ()
+
+
 def test_moments_validation_clips_are_val_and_test(tmp_path):
     layouts.moments(tmp_path)
     found = read("moments", tmp_path)

@@ -2,10 +2,13 @@
 
 Official layout (https://github.com/cvdfoundation/kinetics-dataset, or the ActivityNet crawler's):
 
-    train.csv, val.csv (or validate.csv), test.csv    in ROOT or ROOT/annotations; .txt does as well (Kinetics-600's);
+    train.csv, val.csv (or validate.csv), test.csv    in ROOT or ROOT/annotations; .txt does as well;
                                                       header: label,youtube_id,time_start,time_end,split
     train/<youtube_id>_<start>_<end>.mp4              start and end in seconds, six digits each; so in val/ and test/
     train/<label>/<youtube_id>_<start>_<end>.mp4      does as well; and either directly in ROOT
+
+Of Kinetics-600 the .txt is taken where both are there: CVDF's .csv lists lack about half of its rows, the .txt ones are
+whole (cvdfoundation/kinetics-dataset, issue 33).
 
 Clips vanish from YouTube, so some are always missing. Splits are the official ones. Where test.csv is absent or has
 no labels, the validation set stands for test as well. Classes are train.csv's labels in sorted order, the index that
@@ -32,10 +35,19 @@ SPLITS = {
 _SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
 
 
-def _table(root: Root, split: str) -> str | None:
-    names = [f"{name}{suffix}" for name in SPLITS[split] for suffix in (".csv", ".txt")]
-    candidates = [folder + name for name in names for folder in ("", "annotations/")]
-    return root.first(*candidates) if split == "test" else root.need(*candidates)
+def _tables(root: Root, classes: int, notes: list[str]) -> dict[str, str | None]:
+    """Split -> its table; None where no test table with labels is there, and `notes` say why."""
+    suffixes = (".txt", ".csv") if classes == 600 else (".csv", ".txt")
+    names = {split: [name + suffix for suffix in suffixes for name in SPLITS[split]] for split in SPLITS}
+    places = {split: [folder + name for name in names[split] for folder in ("", "annotations/")] for split in SPLITS}
+    tables: dict[str, str | None] = {split: root.need(*places[split]) for split in ("train", "val")}
+    found = [path for path in map(root.first, places["test"]) if path]
+    unlabelled = [path for path in found if not _labelled(path)]
+    tables["test"] = next((path for path in found if path not in unlabelled), None)
+    if tables["test"] is None:
+        notes += [f"{path}: has no labels" for path in unlabelled]
+        notes.append("no labelled test set: the validation set stands for test as well")
+    return tables
 
 
 def _rows(path: str, split: str) -> Iterator[tuple[int, str, str, int, int]]:
@@ -61,15 +73,10 @@ def _annotations(root: Root, path: str, split: str, splits: tuple[str, ...]) -> 
 
 
 def _read(classes: int, modality: str, root: Root, options: argparse.Namespace) -> Collection:
-    tables = {split: _table(root, split) for split in SPLITS}
+    notes: list[str] = []
+    tables = _tables(root, classes, notes)
     labels = sorted({label.strip() for _, (label,) in table(tables["train"], ("label",))})
     check_class_count(labels, classes, tables["train"], f"Kinetics-{classes}")
-    notes = []
-    if tables["test"] and not _labelled(tables["test"]):
-        notes.append(f"{tables['test']}: has no labels")
-        tables["test"] = None
-    if tables["test"] is None:
-        notes.append("no labelled test set: the validation set stands for test as well")
     annotations = (
         annotation
         for split, path in tables.items()
