@@ -180,6 +180,20 @@ def test_a_wrong_row_is_told_by_its_line_and_nothing_is_written(tmp_path, capsys
     assert told in refused(capsys, tmp_path, *csv(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("row", "option", "sizes"), [("a.wav,x,test", "--overlap", (2, 0, 1)), ("a.wav,y,train", "--duplicates", (3, 0, 0))]
+)
+def test_a_file_in_two_rows_is_refused_with_the_option_that_takes_it(row, option, sizes, tmp_path, capsys):
+    words = csv(tmp_path, f"path,label,split\na.wav,x,train\nb.wav,x,train\nc.wav,y,train\n{row}\n")
+    words = [*words, "--val-fraction", 0, "--test-fraction", 0, "--out", tmp_path / "out"]
+    assert prepare(*words) == 2
+    assert "line 2 already" in (told := capsys.readouterr().err)
+    assert f"{option} skip" in told
+    assert prepare(*words, option, "skip") == 0
+    assert f"{option} skip" in capsys.readouterr().out
+    assert tuple(manifest.read(tmp_path / "out/manifest.parquet").sizes.values()) == sizes
+
+
 @pytest.mark.parametrize("command", ["sample", "folder", "csv"])
 def test_every_command_explains_its_flags(command, capsys):
     with pytest.raises(SystemExit) as stopped:

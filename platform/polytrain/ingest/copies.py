@@ -117,8 +117,6 @@ def without_overlap(collection: Collection, overlap: str) -> tuple[Collection, d
     if overlap == "ignore":
         return collection, {}
     same = copies([example.path for example in collection.examples if example.data is None])
-    if not same:
-        return collection, same
     trained: dict[str, Example] = {}
     held_out: dict[str, Example] = {}
     for example in collection.examples:

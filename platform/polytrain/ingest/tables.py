@@ -23,12 +23,21 @@ from polytrain.progress import Progress, ticking
 
 
 def read_csv(
-    table: str, root: str, modality: str, multi_label: bool = False, *, missing: str | None = "fail"
+    table: str,
+    root: str,
+    modality: str,
+    multi_label: bool = False,
+    *,
+    missing: str | None = "fail",
+    overlap: str = "fail",
+    duplicates: str = "fail",
 ) -> Collection:
     """A comma-separated table with the header path,label[,split]; paths are relative to `root`, absolute, or URIs.
 
     A ';' in any label makes the task multi-label; there an empty label means: none of the classes. With `missing`
-    "skip", rows whose file is not there are left out and listed.
+    "skip", rows whose file is not there are left out and listed. A file that stands in train and in val or test is
+    refused unless `overlap` says otherwise (`without_overlap` then does it), one that stands twice in one of them
+    unless `duplicates` is "skip": the first row counts.
     """
     header, rows = _rows(table)
     for column in ("path", "label"):
@@ -38,23 +47,29 @@ def read_csv(
             )
     root = check_root(root, "the files of the table")
     multi_label = multi_label or any(";" in (row["label"] or "") for _, row in rows)
-    examples, absent, seen = [], [], {}
+    examples, absent, seen, repeated = [], [], {}, []
     with Progress("looking for the table's files", len(rows), "files") as progress, ticking(progress):
         exists = _there(root)
         for line, row in rows:
             where = f"{table}, line {line}"
             progress.done += 1
             example = _example(where, row, root, modality, multi_label)
-            first, split = seen.setdefault(example.path, (line, example.split))
+            trains = example.split == "train"
+            first = seen.setdefault((example.path, trains), line)
             if first != line:
-                if (split == "train") != (example.split == "train"):
+                if duplicates == "fail":
                     raise IngestError(
-                        f"{where}: {row['path']} is in {example.split}, and stands in line {first} already, in "
-                        f"{split}; a test on what was trained on says nothing: take one of the two rows out"
+                        f"{where}: {row['path']} stands in line {first} already; a file has one row, several labels "
+                        f"are joined by ';'; --duplicates skip leaves the second row out"
                     )
+                repeated.append(line)
+                continue
+            other = seen.get((example.path, not trains))
+            if other is not None and overlap == "fail":
                 raise IngestError(
-                    f"{where}: {row['path']} stands in line {first} already; "
-                    f"a file has one row, several labels are joined by ';'"
+                    f"{where}: {row['path']} is in {example.split}, and stands in line {other} already, in "
+                    f"{'val or test' if trains else 'train'}; a test on what was trained on says nothing: take one of "
+                    f"the two rows out, or --overlap skip leaves it out of train"
                 )
             if exists(example.path):
                 examples.append(example)
@@ -68,8 +83,12 @@ def read_csv(
     if not examples:
         raise IngestError(f"{table}: not one of its files is there" if absent else f"{table}: has a header and no rows")
     unread = [name for name in header if name not in ("path", "label", "split")]
-    note = (f"columns left unread: {', '.join(unread)}",) if unread else ()
-    return Collection(modality, examples, multi_label, note, missing=absent)
+    notes = [f"columns left unread: {', '.join(unread)}"] if unread else []
+    if repeated:
+        notes.append(
+            f"left {len(repeated):,} rows out that name a file again: --duplicates skip; the first: line {repeated[0]}"
+        )
+    return Collection(modality, examples, multi_label, tuple(notes), missing=absent)
 
 
 def _rows(table: str) -> tuple[list[str], list[tuple[int, dict]]]:
@@ -126,12 +145,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--root", required=True, help="folder that the table's paths are relative to")
     parser.add_argument("--multi-label", action="store_true", help="multi-label even though no row has several labels")
+    parser.add_argument("--duplicates", choices=("fail", "skip"), default="fail",
+                        help="a row that names a file again: refuse (fail), or leave it out (skip)")  # fmt: skip
     common.add_modality(parser)
     common.add_flags(parser, splitting=True)
 
 
 def run(options: argparse.Namespace) -> None:
     collection = read_csv(
-        options.table, options.root, options.modality, options.multi_label, missing=options.missing or "fail"
+        options.table,
+        options.root,
+        options.modality,
+        options.multi_label,
+        missing=options.missing or "fail",
+        overlap=options.overlap,
+        duplicates=options.duplicates,
     )
     prepare(collection, options, os.path.splitext(options.table)[0])

@@ -98,7 +98,7 @@ CASES = {
     "SUN397's overlap": ("sun397", layouts.sun397, edit("Partitions/Testing_01.txt", "/a/place004/sun_2.jpg", "/a/place004/sun_1.jpg"), ["Testing_01.txt, line 6: '/a/place004/sun_1.jpg' is in test"]),
     "no TFRecord": ("dmlab", layouts.dmlab, replace("dmlab-train.tfrecord-00001-of-00002", b"\x89PNG and more bytes"), ["dmlab-train.tfrecord-00001-of-00002, record 1: is no whole TFRecord"]),
     "other features": ("dmlab", layouts.dmlab, replace("dmlab-test.tfrecord-00000-of-00002", layouts.tfrecord({"jpeg": b"x", "label": 1})), ["record 1: has features jpeg, label; it should have image"]),
-    "a record in train and test": ("dmlab", layouts.dmlab, replace("dmlab-test.tfrecord-00001-of-00002", layouts.tfrecord({"image": b"x", "filename": b"train7", "label": 1})), ["record 1: 'train7' is in", "record 4 already"]),
+    "a record in train and test": ("dmlab", layouts.dmlab, replace("dmlab-test.tfrecord-00001-of-00002", layouts.tfrecord({"image": b"x", "filename": b"train7", "label": 1})), ["record 1: 'train7' is in test", "00001-of-00002, record 4 has it in train"]),
     "46 textures": ("dtd", layouts.dtd, lambda root: write(root / "dtd/labels/train1.txt", [line for line in (root / "dtd/labels/train1.txt").read_text().split() if "texture11" not in line]), ["train1.txt: has 46 classes"]),
     "a label of another task": ("kitti", layouts.kitti, replace("training/label_2/000003.txt", b"Car 0 0 0.5\n"), ["label_2/000003.txt, line 1", "14 numbers"]),
     "no devkit": ("kitti", layouts.kitti, remove("devkit_object/mapping/train_rand.txt"), ["has no mapping/train_rand.txt or devkit_object/mapping/train_rand.txt"]),

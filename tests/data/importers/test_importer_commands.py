@@ -67,6 +67,35 @@ def test_missing_files_are_listed_or_refused(tmp_path, capsys):
     assert prepare("moments", tmp_path, "--missing", "fail") == 2
 
 
+@pytest.mark.parametrize(
+    ("row", "option", "sizes"),
+    [("train-000003,20,sound 4,test", "--overlap", (308, 310, 310)), ("test-000003,3,sound 4,test", "--duplicates", (309, 309, 309))],
+)  # fmt: skip
+def test_a_list_that_is_refused_names_the_option_that_takes_it(row, option, sizes, tmp_path, capsys):
+    layouts.vggsound(tmp_path / "root")
+    layouts.touch(tmp_path / "root/video" / "train-000003_000020.mp4")
+    with open(tmp_path / "root/vggsound.csv", "a") as file:
+        file.write(f"{row}\n")
+    assert prepare("vggsound", tmp_path) == 2
+    assert f"{option} skip" in capsys.readouterr().err
+    assert prepare("vggsound", tmp_path, option, "skip") == 0
+    assert f"{option} skip" in capsys.readouterr().out
+    assert tuple(manifest.read(tmp_path / "out/manifest.parquet").sizes.values()) == sizes
+
+
+@pytest.mark.parametrize(
+    ("part", "option", "sizes"), [("test", "--overlap", (97, 2, 7)), ("train", "--duplicates", (98, 2, 6))]
+)
+def test_dmlabs_records_are_judged_by_their_names(part, option, sizes, tmp_path, capsys):
+    layouts.dmlab(tmp_path / "root")
+    shard = tmp_path / "root" / f"dmlab-{part}.tfrecord-00001-of-00002"
+    shard.write_bytes(shard.read_bytes() + layouts.tfrecord({"image": b"x", "filename": b"train7", "label": 1}))
+    assert prepare("dmlab", tmp_path) == 2
+    assert f"{option} skip" in capsys.readouterr().err
+    assert prepare("dmlab", tmp_path, option, "skip") == 0
+    assert tuple(manifest.read(tmp_path / "out/manifest.parquet").sizes.values()) == sizes
+
+
 def test_a_root_of_another_dataset_is_refused(tmp_path, capsys):
     layouts.dtd(tmp_path / "root")
     assert prepare("kinetics400", tmp_path) == 2

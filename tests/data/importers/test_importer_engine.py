@@ -13,16 +13,17 @@ from polytrain.data.importers.registry import IMPORTERS
 from polytrain.data.importers.root import Root
 from polytrain.progress import Progress
 
-SKIP = argparse.Namespace(missing="skip")
+
+def asked(missing="skip", overlap="fail", duplicates="fail"):
+    return argparse.Namespace(missing=missing, overlap=overlap, duplicates=duplicates)
 
 
 def annotations(*names, splits=("train",)):
     return [Annotation((name,), ("a",), splits, "t.csv", line) for line, name in enumerate(names, 1)]
 
 
-def gathered(tmp_path, rows, modality="image", missing="skip"):
-    options = argparse.Namespace(missing=missing)
-    return gather(Root(tmp_path, "its files"), rows, options, modality=modality, classes=("a", "b"))
+def gathered(tmp_path, rows, modality="image", **options):
+    return gather(Root(tmp_path, "its files"), rows, asked(**options), modality=modality, classes=("a", "b"))
 
 
 def test_missing_files_are_listed_in_the_annotations_order(tmp_path):
@@ -64,13 +65,15 @@ def test_a_sound_file_is_preferred_to_the_video_beside_it(tmp_path):
 
 
 def test_a_row_that_stands_twice_is_refused_with_both_lines(tmp_path):
-    with pytest.raises(IngestError, match=r"t.csv, line 3: 'x' stands in t.csv, line 1 already"):
+    with pytest.raises(IngestError, match=r"t.csv, line 3: 'x' stands in t.csv, line 1 already.*--duplicates skip"):
         gathered(tmp_path, annotations("x", "y", "x"))
 
 
 def test_a_file_in_train_and_test_is_refused_even_if_it_is_missing(tmp_path):
     rows = [*annotations("y", "x"), Annotation(("x",), ("a",), ("test",), "test.csv", 9)]
-    with pytest.raises(IngestError, match=r"test.csv, line 9: 'x' is in test, and t.csv, line 2 has it in train"):
+    with pytest.raises(
+        IngestError, match=r"test.csv, line 9: 'x' is in test, and t.csv, line 2 has it in train.*--overlap skip"
+    ):
         gathered(tmp_path, rows)
 
 
@@ -87,6 +90,43 @@ def test_clips_of_one_recording_in_train_and_test_are_refused(first, tmp_path):
         gathered(tmp_path, rows)
 
 
+def clips(tmp_path, *names):
+    """A row and a file of each clip of the recording v; those of test are named so."""
+    for name in names:
+        touch(tmp_path / f"{name}.mp4")
+    splits = {name: ("test",) if name.startswith("test") else ("train",) for name in names}
+    return [Annotation((n,), ("a",), splits[n], "t.csv", i, recording="" if n[-1] == "w" else "v")
+            for i, n in enumerate(names, 1)]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [("train1", "train2", "test", "w"), ("w", "test", "train1", "train2")])
+def test_overlap_skip_leaves_clips_of_the_tests_recordings_out_of_train(order, tmp_path):
+    found = gathered(tmp_path, clips(tmp_path, *order), "video", overlap="skip")
+    assert {(e.path.rpartition("/")[2], e.split) for e in found.examples} == {("w.mp4", "train"), ("test.mp4", "test")}
+    assert found.notes == ("left 2 training examples out that are in val or test as well: --overlap skip",)
+
+
+def test_overlap_ignore_leaves_the_lists_as_they_are(tmp_path):
+    found = gathered(tmp_path, clips(tmp_path, "train1", "test"), "video", overlap="ignore")
+    assert sizes(found) == (1, 0, 1)
+    assert found.notes == ()
+
+
+def test_duplicates_skip_keeps_the_first_row(tmp_path):
+    touch(tmp_path / "x.jpg")
+    rows = [*annotations("x", "y"), Annotation(("x",), ("b",), ("train",), "t.csv", 3)]
+    found = gathered(tmp_path, rows, duplicates="skip")
+    assert [e.classes for e in found.examples] == [("a",)]
+    assert found.notes == ("left 1 rows out that name an example again: --duplicates skip; the first: t.csv, line 3",)
+
+
+def test_rows_of_one_name_are_held_out_together():
+    rows = hold_out(annotations(*"abcdefghij", *"abcdefghij"), 50)
+    split_of = {}
+    assert all(split_of.setdefault(a.paths[0], a.splits) == a.splits for a in rows)
+    assert len({name for name, splits in split_of.items() if splits == ("val",)}) == 5
+
+
 def test_several_clips_of_a_recording_may_share_a_split(tmp_path):
     touch(tmp_path / "v.mp4")
     rows = [Annotation(("v",), ("a",), ("train",), "1.csv", i, f"v_{i}", "v", i, i + 1.0) for i in (1, 2)]
@@ -94,10 +134,9 @@ def test_several_clips_of_a_recording_may_share_a_split(tmp_path):
 
 
 def test_an_unknown_class_is_refused_with_the_nearest_known_one(tmp_path):
-    options = argparse.Namespace(missing="skip")
     rows = [Annotation(("x",), ("abseilin",), ("train",), "t.csv", 4)]
     with pytest.raises(IngestError, match=r"t.csv, line 4: class 'abseilin' is not among the 2 .*mean 'abseiling'"):
-        gather(Root(tmp_path, ""), rows, options, modality="image", classes=("abseiling", "zumba"))
+        gather(Root(tmp_path, ""), rows, asked(), modality="image", classes=("abseiling", "zumba"))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +164,7 @@ def progress(monkeypatch):
 
 
 def told(progress, name, root):
-    options = argparse.Namespace(root=str(root), missing="skip", official_val=False)
+    options = argparse.Namespace(root=str(root), official_val=False, **vars(asked()))
     IMPORTERS[name].read(options, progress[0])
     return progress[1].getvalue()
 

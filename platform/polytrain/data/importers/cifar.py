@@ -116,11 +116,13 @@ IMPORTERS = {
         "data_batch_1.bin to data_batch_5.bin, test_batch.bin and batches.meta.txt (cifar-10-binary.tar.gz)",
         partial(_read, CIFAR10),
         __doc__,
+        lists=False,
     ),
     "cifar100": Importer(
         "CIFAR-100, binary version, fine labels; val is the last 2 % of train",
         "train.bin, test.bin and fine_label_names.txt (cifar-100-binary.tar.gz)",
         partial(_read, CIFAR100),
         __doc__,
+        lists=False,
     ),
 }

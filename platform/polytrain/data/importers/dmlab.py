@@ -25,6 +25,7 @@ from polytrain.data import storage
 from polytrain.data.importers import official_val
 from polytrain.data.importers.collection import Collection, Example, IngestError
 from polytrain.data.importers.importer import Importer, last_of
+from polytrain.data.importers.listed import Annotation, Listed
 from polytrain.data.importers.root import Root
 from polytrain.data.importers.tfrecord import Bytes, examples
 
@@ -32,39 +33,39 @@ CLASSES = tuple("012345")
 
 
 def _read(root: Root, options: argparse.Namespace) -> Collection:
-    seen: dict[str, str] = {}
-    training = list(_examples(root, "train", "train", seen))
+    rows = Listed(options.overlap, options.duplicates)
+    training = list(_examples(root, "train", "train", rows))
     if options.official_val:
-        validation = [example for _, example in _examples(root, "validation", "val", seen)]
+        validation = [example for _, example in _examples(root, "validation", "val", rows)]
     else:
         held_out = last_of((name for name, _ in training), 2)
         validation = [replace(example, split="val") for name, example in training if name in held_out]
         training = [(name, example) for name, example in training if name not in held_out]
-    test = [example for _, example in _examples(root, "test", "test", seen)]
-    return Collection("image", [*(example for _, example in training), *validation, *test], classes=CLASSES)
+    test = [example for _, example in _examples(root, "test", "test", rows)]
+    kept = rows.without_overlap([example for _, example in training], [name for name, _ in training])
+    notes = tuple(rows.notes(len(training) - len(kept)))
+    return Collection("image", [*kept, *validation, *test], notes=notes, classes=CLASSES)
 
 
-def _examples(root: Root, part: str, split: str, seen: dict[str, str]) -> Iterator[tuple[str, Example]]:
+def _examples(root: Root, part: str, split: str, rows: Listed) -> Iterator[tuple[str, Example]]:
     """(file name, example) of every record of one part."""
     prefix = f"dmlab-{part}.tfrecord"
     files = [name for name in root.names() if name.startswith(prefix)]
     if not files:
         root.need(prefix + "*")
     for path in map(root.join, files):
-        for number, features in enumerate(examples(path)):
-            where = f"{path}, record {number + 1}"
+        for number, features in enumerate(examples(path), 1):
+            where = f"{path}, record {number}"
             image, label, name = (features.get(key) for key in ("image", "label", "filename"))
             if not isinstance(image, Bytes) or not isinstance(name, Bytes) or not isinstance(label, int):
                 raise IngestError(f"{where}: has features {', '.join(features)}; it should have image, filename, label")
             if label >= len(CLASSES):
                 raise IngestError(f"{where}: label {label} is outside the {len(CLASSES)} classes")
             named = bytes(name.data).decode(errors="replace")
-            if named in seen:
-                raise IngestError(f"{where}: {named!r} is in {seen[named]} already; an example has one record")
-            seen[named] = where
-            root.progress(len(seen))
-            content = partial(_bytes, path, image.start, image.end)
-            yield named, Example(f"{path}#{number}", (CLASSES[label],), split, data=content)
+            root.progress(rows.rows)
+            if rows.add(Annotation((named,), (CLASSES[label],), (split,), path, number, unit="record")):
+                content = partial(_bytes, path, image.start, image.end)
+                yield named, Example(f"{path}#{number - 1}", (CLASSES[label],), split, data=content)
 
 
 def _bytes(path: str, start: int, end: int) -> bytes:

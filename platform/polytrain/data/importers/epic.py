@@ -9,7 +9,7 @@ epic-downloader leaves them:
 
 A row is one action: a clip of its video, start_timestamp to stop_timestamp (hours:minutes:seconds). The validation
 set is val and test as well: the test set's labels are not public. Classes are the 97 verbs or 300 nouns by id, under
-their key. A video that is in train and in validation is refused.
+their key. A video that is in train and in validation is refused unless --overlap says otherwise.
 """
 
 from __future__ import annotations

@@ -7,12 +7,12 @@ Official layout (https://github.com/cvdfoundation/kinetics-dataset, or the Activ
     train/<youtube_id>_<start>_<end>.mp4              start and end in seconds, six digits each; so in val/ and test/
     train/<label>/<youtube_id>_<start>_<end>.mp4      does as well; and either directly in ROOT
 
-Of Kinetics-600 the .txt is taken where both are there: CVDF's .csv lists lack about half of its rows, the .txt ones are
-whole (cvdfoundation/kinetics-dataset, issue 33).
+Of Kinetics-600 the .txt is taken where both are there: CVDF's .csv lists lack rows (val.csv about half), the .txt ones
+are whole (cvdfoundation/kinetics-dataset, issue 33).
 
 Clips vanish from YouTube, so some are always missing. Splits are the official ones. Where test.csv is absent or has
 no labels, the validation set stands for test as well. Classes are train.csv's labels in sorted order, the index that
-published models use. A YouTube video that is in train and in val or test is refused.
+published models use. A YouTube video that is in train and in val or test is refused unless --overlap says otherwise.
 """
 
 from __future__ import annotations

@@ -108,5 +108,6 @@ IMPORTERS = {
         _read,
         __doc__,
         official_val.flags,
+        lists=False,
     )
 }

@@ -8,7 +8,8 @@ their names:
     20bn-something-something-v2/<id>.webm      or videos/<id>.webm, or in ROOT; other suffixes do as well
 
 Splits: train is train; the validation set is val and test as well, as published results use it. A template without
-its brackets is the class's name; classes are in labels.json's order. A video in both tables is refused.
+its brackets is the class's name; classes are in labels.json's order. A video in both tables is refused unless --overlap
+says otherwise.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ Official layout: one table without a header, in ROOT, and one ten-second file a 
                      video, videos, audio, train or test. A video's sound track is read.
 
 Splits: train is train; test is val and test, as in the reference code (there is no official validation set). Classes
-are the 309 names in sorted order. A YouTube video that is in train and in test is refused.
+are the 309 names in sorted order. A YouTube video that is in train and in test is refused, and so is a row that stands
+twice, unless --overlap and --duplicates say otherwise.
 """
 
 from __future__ import annotations
