@@ -165,6 +165,20 @@ def test_a_table_in_a_store_names_files_there(bucket, tmp_path, capsys):
     assert "line 5: there is no file" in capsys.readouterr().err
 
 
+def test_a_manifest_in_a_store_has_its_sheet(bucket, tmp_path, capsys):
+    prepare(f"{bucket}/photos", bucket)
+    words = ["preview", f"{bucket}/manifest.parquet", "--examples", "4", "--out", str(tmp_path / "sheet.png")]
+    assert prepare_command("", words) == 0
+    assert "4 examples decoded" in capsys.readouterr().err
+    assert Image.open(tmp_path / "sheet.png").width > 100
+
+
+def test_a_manifest_in_a_store_has_its_statistics(bucket, capsys):
+    prepare(f"{bucket}/photos", bucket)
+    assert prepare_command("", ["stats", f"{bucket}/manifest.parquet"]) == 0
+    assert "6 of 6 training examples; red, green, blue in [-1, 1]: mean" in capsys.readouterr().out
+
+
 def test_a_recipe_names_a_manifest_in_a_store(bucket, recipe_file, tmp_path):
     from polytrain.experiment import open_experiment
     from polytrain.recipe_file import load
