@@ -140,7 +140,8 @@ class Audio(_Grid):
     patch: tuple[int, int]
     window_ms: float = 25.0
     hop_ms: float = 10.0
-    # Published for AudioSet (AST): log-mel energies minus `mean`, divided by twice `deviation`.
+    # Published for AudioSet (AST): log-mel energies minus `mean`, divided by twice `deviation`; with 0
+    # and 0.5 they stay as they are.
     mean: float = -4.27
     deviation: float = 4.57
 

@@ -132,7 +132,7 @@ class Modalities(Section):
     audio: Audio | None = Field(
         None,
         description="sample_rate in Hz, seconds a clip, mel_bins, patch [time, frequency], "
-        "window_ms, hop_ms; mean and deviation standardise the log-mel",
+        "window_ms, hop_ms; mean and deviation standardise the log-mel, with 0 and 0.5 it stays as it is",
     )
 
     def in_use(self) -> dict[str, Geometry]:
