@@ -83,3 +83,14 @@ def test_a_tick_that_is_not_due_costs_next_to_nothing():
     for done in range(100_000):
         bar.to(done)
     assert time.process_time() - started < 2.0
+
+
+def test_a_logs_first_line_comes_after_five_seconds_the_others_after_ten(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    out, lines = io.StringIO(), []
+    bar = Progress("reading", 10, "files", out)
+    for clock[0] in (104.9, 105.0, 114.9, 115.0):
+        bar.tick()
+        lines.append(out.getvalue().count("\n"))
+    assert lines == [0, 1, 1, 2]

@@ -28,7 +28,7 @@ from polytrain.data.examples import Examples, examples_of
 from polytrain.data.manifest import SPLITS, Manifest, ManifestError
 from polytrain.data.packed import GROUPS_KEY, groups_metadata, shard_name
 from polytrain.plan import key_of, permuted
-from polytrain.progress import Progress
+from polytrain.progress import Progress, ticking
 from polytrain.recipe import byte_count
 
 PACK_KEY = b"polytrain.pack"
@@ -86,7 +86,8 @@ def pack(uri: str, out: str, layout: Layout, *, readers: int = 8) -> tuple[str, 
     source = manifests.read(uri)
     identity = layout.identity(source)
     target = storage.join(out, "manifest.parquet")
-    there = _shards_there(out, identity)
+    with Progress("looking for packed shards", None, "shards") as progress, ticking(progress):
+        there = _shards_there(out, identity)
     if _is_done(target, identity):
         return target, [row for shard in there for row in shard.bad]
     splits = examples_of(source)
@@ -307,7 +308,11 @@ def _write_manifest(source: Manifest, target: str, out: str, shards: list[Shard]
     """The shards' rows without their media, and where each row group begins."""
     groups = {split: [shard.groups for shard in shards if shard.split == split] for split in SPLITS}
     metadata = _metadata(source) | {GROUPS_KEY: groups_metadata(groups), PACK_KEY: json.dumps(identity).encode()}
-    with storage.write_whole(target) as temporary:
+    with (
+        Progress("writing the manifest", len(shards), "shards") as progress,
+        ticking(progress),
+        storage.write_whole(target) as temporary,
+    ):
         writer = None
         for shard in shards:
             with storage.open_file(storage.join(out, shard.name)) as file:
@@ -316,6 +321,7 @@ def _write_manifest(source: Manifest, target: str, out: str, shards: list[Shard]
                 rows = parquet.read(columns=names).replace_schema_metadata(metadata)
             writer = writer or pq.ParquetWriter(temporary, rows.schema, compression="zstd")
             writer.write_table(rows)
+            progress.done += 1
         writer.close()
 
 

@@ -1,4 +1,7 @@
-"""How far a command has come: one line that is rewritten on a terminal, a plain line every ten seconds in a log."""
+"""How far a command has come: one line that is rewritten on a terminal; in a log a line every ten seconds.
+
+The first line of a log comes after five.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from types import TracebackType
 from typing import TextIO
 
 PLAIN_EVERY_S = 10.0
+PLAIN_FIRST_S = 5.0
 TERMINAL_EVERY_S = 0.1
 LOOKS_EVERY_S = 0.1
 """So often `ticking` looks whether it is time for a line."""
@@ -33,6 +37,7 @@ class Progress:
         self._terminal = self._out.isatty()
         self._started = self._last = time.monotonic()
         self._shown = 0
+        self._told = False
         self._lock = threading.Lock()
 
     def __enter__(self) -> Progress:
@@ -62,7 +67,9 @@ class Progress:
             self._show(time.monotonic())
 
     def _is_time(self, now: float) -> bool:
-        return now - self._last >= (TERMINAL_EVERY_S if self._terminal else PLAIN_EVERY_S)
+        if self._terminal:
+            return now - self._last >= TERMINAL_EVERY_S
+        return now - self._last >= (PLAIN_EVERY_S if self._told else min(PLAIN_FIRST_S, PLAIN_EVERY_S))
 
     def _show(self, now: float) -> None:
         if not self._is_time(now):  # another thread has shown it meanwhile
@@ -73,6 +80,7 @@ class Progress:
             self._rewrite(text[: shutil.get_terminal_size((160, 24)).columns - 1])
         else:
             print(text, file=self._out, flush=True)
+            self._told = True
 
     def text(self, seconds: float) -> str:
         """The line after so many seconds."""

@@ -105,12 +105,18 @@ def write_file(folder: Path, task: SampleTask, seed: int, split: str, index: int
         files.write_sound(path, media, sounds.SAMPLE_RATE)
 
 
-def make(out_dir: str | os.PathLike, seed: int = 0, progress: Callable[[str], None] | None = None) -> list[Path]:
+def make(
+    out_dir: str | os.PathLike,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+    counted: Callable[[int, int], None] | None = None,
+) -> list[Path]:
     """Makes the suite below `out_dir` and returns its manifests, one a task, in the order of TASKS.
 
     A whole suite of this version and seed is left as it is; a half-made or older one is made anew. `progress` is
-    called now and then with a line for people. Raises FileExistsError where `out_dir` holds something else. Call it
-    from under `if __name__ == "__main__":`, since its processes are spawned.
+    called now and then with a line for people, `counted` often with files done and files in all. Raises
+    FileExistsError where `out_dir` holds something else. Call it from under `if __name__ == "__main__":`, since its
+    processes are spawned.
     """
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
@@ -128,14 +134,14 @@ def make(out_dir: str | os.PathLike, seed: int = 0, progress: Callable[[str], No
         _write_stamp(out, stamp | {"whole": False})
         for name in TASKS:
             shutil.rmtree(out / name, ignore_errors=True)
-        _write_media(out, seed, progress or (lambda line: None))
+        _write_media(out, seed, progress or (lambda line: None), counted or (lambda done, total: None))
         for task, path in zip(TASKS.values(), manifests, strict=True):
             _write_manifest(path, task, seed)
         _write_stamp(out, stamp)
     return manifests
 
 
-def _write_media(out: Path, seed: int, progress: Callable[[str], None]) -> None:
+def _write_media(out: Path, seed: int, progress: Callable[[str], None], counted: Callable[[int, int], None]) -> None:
     work = []
     for task in TASKS.values():
         for split, size in task.split_sizes().items():
@@ -149,6 +155,7 @@ def _write_media(out: Path, seed: int, progress: Callable[[str], None]) -> None:
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         for future in as_completed([pool.submit(_write_chunk, str(out), seed, *unit) for unit in work]):
             before, done = done, done + future.result()
+            counted(done, total)
             if done * 4 // total > before * 4 // total:
                 progress(f"sample suite: {done:,} of {total:,} files below {out}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from polytrain.data import manifest, sample_suite
+from polytrain.progress import Progress, ticking
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +14,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    paths = sample_suite.make(options.out, options.seed, print)
+    with Progress("making the sample suite", None, "files") as progress, ticking(progress):
+
+        def counted(done: int, total: int) -> None:
+            progress.total = total
+            progress.to(done)
+
+        paths = sample_suite.make(options.out, options.seed, counted=counted)
     for path in paths:
         m = manifest.read(path)
         sizes = "  ".join(f"{name} {size:>4}" for name, size in m.sizes.items())
