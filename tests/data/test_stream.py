@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,12 +11,14 @@ import pyarrow as pa
 import pytest
 from ray.data import ExecutionResources
 
-from polytrain.data import reading
+from polytrain.data import manifest, reading
 from polytrain.data.decode import DecodeError, decode
+from polytrain.data.group_cache import GroupCache
 from polytrain.data.reading import Flow, Room, StreamSource, TaskMedia, binary, binary_value, read_chunk
-from polytrain.data.stream import FIRST_TASKS, TASK_MINIBATCHES, stretch_bounds, task_ranges
+from polytrain.data.stream import FIRST_TASKS, PACKED_MINIBATCHES, TASK_MINIBATCHES, stretch_bounds, task_ranges
 from polytrain.data.views import WHOLE, View, views_at_test
 from polytrain.experiment import all_splits, open_experiment
+from polytrain.packing import Layout, pack
 from polytrain.plan import uniform
 from polytrain.recipe import check
 
@@ -157,6 +160,51 @@ def test_a_tasks_rows_fit_into_the_memory(source):
                     tight.share_bytes(m.tag.task, m.tag.phase, 1) for m in map(timeline.__getitem__, range(begin, end))
                 ]
                 assert sum(needed) <= memory // 4 or len(needed) == 1
+
+
+@pytest.fixture
+def packed(tiny, tmp_path, monkeypatch):
+    """The tiny recipe, long, with a packed collection of 600 examples, three a row group, in windows of eight groups."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    table = pa.table(
+        {"path": pa.nulls(602, pa.string()), "data": [b"three"] * 602, "label": pa.array([0] * 602, pa.int32()),
+         "split": ["val", "test"] + ["train"] * 600}
+    )  # fmt: skip
+    manifest.write(tmp_path / "inline.parquet", task="t", modality="image", classes=["one"], table=table)
+    path, _ = pack(str(tmp_path / "inline.parquet"), str(tmp_path / "packed"), Layout(group_bytes=15))
+    tiny["tasks"]["colours"] |= {"manifest": path, "steps": 4_000}
+    return tiny | {"data": {"shuffle_window": 8}}
+
+
+def test_read_tasks_of_a_packed_collection_hold_few_minibatches(packed):
+    source = source_of(packed)
+    ranges = task_ranges(source, "image", 0, 1)
+    assert (ranges[0], ranges[-1]) == (0, len(source.plan.timeline("image")))
+    sizes = np.diff(ranges)
+    assert sizes.max() == PACKED_MINIBATCHES
+    assert np.median(sizes) == PACKED_MINIBATCHES
+    assert np.diff(task_ranges(source, "video", 0, 1)).max() <= TASK_MINIBATCHES
+
+
+@pytest.mark.parametrize("cpus", [1, 4])
+def test_row_groups_of_all_read_tasks_in_work_and_at_hand_stay_on_the_machine(packed, monkeypatch, cpus):
+    """A process makes one read task and has the next at hand; a group that left too soon would be fetched twice."""
+    monkeypatch.setattr("os.cpu_count", lambda: cpus)
+    source = replace(source_of(packed), flow=Flow(cpus=cpus))
+    examples, timeline = source.media[0].splits["train"], source.plan.timeline("image")
+    asked = []
+    monkeypatch.setattr(GroupCache, "fetch_ahead", lambda cache, groups: asked.append(set(groups)))
+    for minibatch in timeline:
+        if minibatch.tag.phase == "train":
+            examples.expect(source.plan, minibatch)
+        else:
+            asked.append(set())
+    limit = examples._groups(source.plan, 0)._limit
+    ranges = task_ranges(source, "image", 0, 1)
+    most = max(len(set().union(*asked[begin:end])) for begin, end in zip(ranges, ranges[2 * cpus :], strict=False))
+    examples.close()
+    assert limit / 2 < most <= limit < len(examples.packed.sizes)
 
 
 def test_streams_share_what_there_is():
