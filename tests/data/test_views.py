@@ -1,8 +1,12 @@
 """Which part of a file a view shows: boxes against torchvision's, decoded boxes against its resized_crop."""
 
+import ctypes
 import io
 import math
+import os
+import struct
 import tracemalloc
+import wave
 
 import av
 import numpy as np
@@ -306,8 +310,6 @@ def test_crops_of_a_panorama_are_not_scaled_with_all_that_lies_between_them(tmp_
 
 @pytest.mark.parametrize("rate", [8000, 11025])
 def test_all_clips_of_a_sound_from_one_opening_are_those_taken_one_by_one(tmp_path, rate):
-    import wave
-
     samples = np.random.default_rng(0).integers(-20000, 20000, rate).astype("<i2")
     with wave.open(str(tmp_path / "s.wav"), "wb") as file:
         file.setparams((1, 2, rate, 0, "NONE", ""))
@@ -316,3 +318,48 @@ def test_all_clips_of_a_sound_from_one_opening_are_those_taken_one_by_one(tmp_pa
     together = decode(AUDIO, str(tmp_path / "s.wav"), views)
     alone = np.concatenate([decode(AUDIO, str(tmp_path / "s.wav"), (view,)) for view in views])
     np.testing.assert_allclose(together, alone, atol=0 if rate == 8000 else 1e-5)
+
+
+def openings(path, act):
+    """How often a file is opened meanwhile, by whatever library: the kernel tells (inotify)."""
+    opened, read, closed = 0x20, 0x01, 0x10  # what lies between keeps it from telling of two openings once
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch = libc.inotify_init1(os.O_NONBLOCK)
+    try:
+        assert libc.inotify_add_watch(watch, os.fsencode(path), opened | read | closed) >= 0, os.strerror(
+            ctypes.get_errno()
+        )
+        act()
+        told = os.read(watch, 1 << 20)
+    finally:
+        os.close(watch)
+    return sum(bool(mask & opened) for _, mask, _, _ in struct.iter_unpack("iIII", told))
+
+
+def write_sound(path, codec):
+    samples = np.random.default_rng(0).integers(-20000, 20000, (1, 8000)).astype("<i2")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples, "s16", "mono")
+        frame.sample_rate, frame.pts = 8000, 0
+        container.mux([*stream.encode(frame), *stream.encode()])
+
+
+# Of a compressed sound a first look says that it is no WAV, before FFmpeg opens it.
+OPENED = {
+    "picture.png": (lambda path: picture(160, 120).save(path), IMAGE, (1, 3), 1),
+    "picture.jpg": (lambda path: picture(160, 120).save(path), IMAGE, (1, 3), 1),
+    "film.mp4": (write_film, VIDEO, (4, 3), 1),
+    "film.mkv": (write_film, VIDEO, (4, 3), 1),
+    "sound.wav": (lambda path: write_sound(path, "pcm_s16le"), AUDIO, (4, 1), 1),
+    "sound.flac": (lambda path: write_sound(path, "flac"), AUDIO, (4, 1), 2),
+}
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_a_file_is_opened_as_often_for_all_views_as_for_one(tmp_path, name):
+    make, geometry, views, times = OPENED[name]
+    path = str(tmp_path / name)
+    make(path)
+    for seen in (WHOLE, views_at_test(geometry, views)):
+        assert openings(path, lambda seen=seen: decode(geometry, path, seen)) == times

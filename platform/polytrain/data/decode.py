@@ -66,10 +66,11 @@ def decode(
     """The views of one example, [V, *geometry.decoded_shape]: uint8 RGB pictures or frames, or float32 mono sound in
     [-1, 1].
 
-    `source` is a local path or the file's bytes; it is opened once for all views. `start_s` and `end_s` (seconds from
-    the beginning) confine video and sound to a part of the file, within which a view's position places the clip.
-    Images ignore all three, sounds have no boxes. A video shorter than its clip repeats its last frame, a sound is
-    followed by zeros. With `out` the views are written there, and it is returned.
+    `source` is a local path or the file's bytes; it is opened once for all views, a compressed sound once before that
+    to see that it is no WAV. `start_s` and `end_s` (seconds from the beginning) confine video and sound to a part of
+    the file, within which a view's position places the clip. Images ignore all three, sounds have no boxes. A video
+    shorter than its clip repeats its last frame, a sound is followed by zeros. With `out` the views are written there,
+    and it is returned.
 
     Raises DecodeError, whose text is the reason, for whatever is wrong with the file or when `time_limit_s` seconds
     are over (media_file.time_limit says what that can't interrupt), and ValueError for a box on a sound.
