@@ -14,6 +14,7 @@ import sys
 import tempfile
 import wave
 import zlib
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -303,11 +304,16 @@ def wav(samples, rate=16000, kind="<i2"):
 
 
 def sound(suffix, codec, *, rate=44100, layout="stereo", seconds=1.0, **options):
-    count = {"mono": 1, "stereo": 2, "5.1": 6}[layout]
+    samples = channels(rate, seconds, {"mono": 1, "stereo": 2, "5.1": 6}[layout])
+    return encoded(samples, suffix, codec, rate, layout, **options)
+
+
+def encoded(samples, suffix, codec, rate, layout, **options):
+    """[samples, channels] in [-1, 1] as FFmpeg encodes them."""
     file = io.BytesIO()
     with av.open(file, "w", format=suffix, options=options) as container:
         stream = container.add_stream(codec, rate=rate, layout=layout)
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels(rate, seconds, count).T), "fltp", layout)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), "fltp", layout)
         frame.sample_rate, frame.pts = rate, 0
         container.mux([*stream.encode(frame), *stream.encode()])
     return file.getvalue()
@@ -487,24 +493,34 @@ def bytes_read():
         return int(file.readline().split()[1])
 
 
+def noise(rate, seconds):
+    """[samples] in [-1, 1]: whole numbers of 16 bits, small enough that FLAC halves them."""
+    return np.random.default_rng(0).integers(-64, 64, rate * seconds).astype("f4") / 2**15
+
+
 def two_hours_of_wav(path):
-    """230 MB that take no room on the disk."""
+    """230 MB that take no room on the disk, with noise at the beginning, in the middle and at the end."""
     path.write_bytes(wav(np.zeros((1, 1)))[:40] + struct.pack("<I", 2 * 16000 * 7200))
     os.truncate(path, 44 + 2 * 16000 * 7200)
+    with path.open("r+b") as file:
+        for second in (0, 3599, 7198):
+            file.seek(44 + 2 * 16000 * second)
+            file.write((noise(16000, 2) * 2**15).astype("<i2").tobytes())
 
 
 def two_hours_of_flac(path):
-    """The packets of one minute, 120 times, in Matroska."""
-    with av.open(io.BytesIO(sound("flac", "flac", rate=8000, layout="mono", seconds=60))) as minute:
-        source = minute.streams.audio[0]
-        packets = [packet for packet in minute.demux(source) if packet.size]
+    """The packets of eight minutes, 15 times, in Matroska."""
+    data = encoded(noise(8000, 480)[:, None], "flac", "flac", 8000, "mono")
+    with av.open(io.BytesIO(data)) as minutes:
+        source = minutes.streams.audio[0]
+        packets = [packet for packet in minutes.demux(source) if packet.size]
         with av.open(str(path), "w", format="matroska") as container:
             stream = container.add_stream_from_template(source)
-            for number in range(120):
+            for number in range(15):
                 for packet in packets:
                     again = av.Packet(bytes(packet))
                     again.stream, again.time_base = stream, packet.time_base
-                    again.pts = again.dts = packet.pts + round(60 * number / packet.time_base)
+                    again.pts = again.dts = packet.pts + round(480 * number / packet.time_base)
                     again.duration = packet.duration
                     container.mux(again)
 
@@ -518,6 +534,36 @@ def test_a_clip_of_two_hours_reads_a_clip(tmp_path, make):
     for position in (0.1, 0.5, 0.9):
         shown(AUDIO, str(tmp_path / "sound"), position)
     assert bytes_read() - before < size / 10
+
+
+def by_scipy_mapped(path):
+    """Sample numbers -> a WAV's samples there, without reading all of it."""
+    _, samples = scipy.io.wavfile.read(path, mmap=True)
+    return lambda at: samples[at] / 2**15
+
+
+def as_packed(path):
+    """Sample numbers -> what `two_hours_of_flac` encoded there."""
+    samples = noise(8000, 480)
+    return lambda at: samples[at % len(samples)]
+
+
+@pytest.mark.parametrize(
+    ("make", "other", "rate"), [(two_hours_of_wav, by_scipy_mapped, 16000), (two_hours_of_flac, as_packed, 8000)]
+)
+def test_clips_of_two_hours_are_sample_for_sample_those_at_their_places(tmp_path, make, other, rate):
+    make(tmp_path / "sound")
+    expected = other(str(tmp_path / "sound"))
+    geometry = replace(AUDIO, sample_rate=rate)
+    last = 7200 * rate - geometry.samples
+    at = np.arange(geometry.samples)
+    together = decode(geometry, str(tmp_path / "sound"), views_at_test(geometry, (3, 1)))
+    for clip, start in zip(together, (0, (last + 1) // 2, last), strict=True):
+        assert expected(start + at).std() > 1e-4
+        np.testing.assert_allclose(clip, expected(start + at), atol=1e-7)
+    for position in (0.1, 0.345, 0.7, 0.99):
+        start = int(position * (last + 1))
+        np.testing.assert_allclose(shown(geometry, str(tmp_path / "sound"), position), expected(start + at), atol=1e-7)
 
 
 def resident_bytes():
