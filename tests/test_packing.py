@@ -16,7 +16,7 @@ from polytrain.data.manifest import ManifestError
 from polytrain.data.reading import StreamSource, TaskMedia, read_chunk
 from polytrain.experiment import all_splits, open_experiment
 from polytrain.ingest import prepare_command
-from polytrain.packing import Layout, pack
+from polytrain.packing import Layout, _alone, pack
 from polytrain.recipe import check
 
 SMALL = Layout(shard_bytes=8_000, group_bytes=2_000)
@@ -95,6 +95,12 @@ def test_an_interrupted_pack_goes_on_behind_its_last_shard_and_ends_the_same(med
     resumed, _ = pack(str(media["image"]), str(parts), SMALL)
     assert (parts / "train-00001.parquet").stat().st_mtime_ns == kept
     assert manifest.read(resumed).digest == manifest.read(path).digest
+
+
+def test_two_commands_do_not_pack_into_the_same_folder_at_once(media, tmp_path):
+    with _alone(str(tmp_path)), pytest.raises(ManifestError, match="another command is packing"):
+        pack(str(media["image"]), str(tmp_path), SMALL)
+    pack(str(media["image"]), str(tmp_path), SMALL)
 
 
 def test_a_packed_collection_is_left_as_it_is(packed, media, tmp_path):

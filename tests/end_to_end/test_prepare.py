@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -18,6 +19,7 @@ from polytrain.data.importers.collection import Example
 from polytrain.data.recoding import Recoding
 from polytrain.ingest import prepare_command
 from polytrain.ingest.storing import Storing, store
+from polytrain.packing import Layout, pack
 from small_media import write_video
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +78,34 @@ def test_a_command_killed_in_the_middle_goes_on_where_it_stopped(photos, tmp_pat
     assert sum(m.sizes.values()) == IMAGES
     left = sorted(entry.name for entry in out.iterdir())
     assert left == (["manifest.parquet"] if "--inline" in more else ["manifest.parquet", "media"])
+
+
+@pytest.mark.slow
+def test_a_pack_killed_in_the_middle_goes_on_behind_its_last_shard_and_ends_the_same(photos, tmp_path):
+    paths = sorted(map(str, photos.rglob("*.jpg")))
+    table = pa.table({"path": paths, "label": pa.array([0] * IMAGES, pa.int32()), "split": ["train"] * IMAGES})
+    source, out, whole = str(tmp_path / "manifest.parquet"), tmp_path / "out", tmp_path / "whole"
+    manifest.write(source, task="t", modality="image", classes=["one"], table=table)
+    sizes = "--group-size", "100kB", "--shard-size", "200kB"  # some hundreds of shards
+    words = [sys.executable, str(ROOT / "jobs/prepare.py"), "pack", source, "--out", str(out), *sizes]
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 180
+    while len(finished(out)) < 20 and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = finished(out)
+    assert len(before) >= 20
+    (out / ".writing-begun.tmp").touch()  # as one that ended while it wrote leaves it
+    assert not (out / "manifest.parquet").exists()
+    subprocess.run(words, stdout=subprocess.DEVNULL, check=True)
+    after = finished(out)
+    assert before == {path: after[path] for path in before}
+    pack(source, str(whole), Layout(group_bytes=100_000, shard_bytes=200_000))
+    assert len(after) > 40
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
+    for path in whole.iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.slow
