@@ -1,12 +1,17 @@
-"""A runner of jobs for each test, and MLflow's own view of what they logged."""
+"""A runner of jobs for each test, streams taken as training takes them, and MLflow's own view of what was logged."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from job_runner import Runner
+
+SCRIPT = Path(__file__).parent / "take_streams.py"
 
 
 @pytest.fixture
@@ -34,3 +39,24 @@ def losses():
         }
 
     return read
+
+
+@pytest.fixture
+def taken(runner, tiny, tmp_path):
+    """Takes all streams of the tiny recipe; returns what each rank got by modality, and the most memory in use."""
+    recipe = tmp_path / "recipe.yaml"
+
+    def take(workers, stretch_tasks, *, memory_budget=200_000_000, first_step=0, pause_s=0.0):
+        recipe.write_text(yaml.safe_dump(tiny))
+        command = [SCRIPT, recipe, workers, stretch_tasks, memory_budget, first_step, pause_s, tmp_path]
+        log = tmp_path / "log"
+        with log.open("w") as out:
+            code = subprocess.run(
+                [sys.executable, *map(str, command)],
+                env=runner.environment, stdout=out, stderr=out, timeout=180, check=False,
+            ).returncode  # fmt: skip
+        assert code == 0, log.read_text()
+        by_rank = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(workers)]
+        return by_rank, json.loads((tmp_path / "most.json").read_text())["bytes"]
+
+    return take

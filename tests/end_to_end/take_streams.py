@@ -1,6 +1,6 @@
-"""Takes every minibatch of a recipe's streams, as training would, and writes what came: run by test_streams.py.
+"""Takes every minibatch of a recipe's streams, as training would, and writes what came: run by the fixture `taken`.
 
-python take_streams.py RECIPE WORKERS STRETCH_TASKS MEMORY_BUDGET FIRST_STEP OUT
+python take_streams.py RECIPE WORKERS STRETCH_TASKS MEMORY_BUDGET FIRST_STEP PAUSE_S OUT
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from pathlib import Path
 
 import ray
@@ -32,13 +33,18 @@ def take_all(config: dict) -> None:
         stream = Stream(place.get_shard, source, modality, place.rank, place.workers)
         stream.begin(config["first_step"])
         # take() itself refuses what is not the plan's.
-        shares = [stream.take(minibatch) for minibatch in source.plan.timeline(modality, config["first_step"])]
-        taken[modality] = [[*map(str, (share.tag.phase, share.tag.step)), share.ids.tolist()] for share in shares]
+        taken[modality] = []
+        for minibatch in source.plan.timeline(modality, config["first_step"]):
+            time.sleep(config["pause_s"])
+            share = stream.take(minibatch)
+            taken[modality].append([*map(str, (share.tag.phase, share.tag.step)), share.ids.tolist()])
         stream.close()
     (Path(config["out"]) / f"{place.rank}.json").write_text(json.dumps(taken))
 
 
-def main(path: str, workers: int, stretch_tasks: int, memory_budget: int, first_step: int, out: str) -> None:
+def main(
+    path: str, workers: int, stretch_tasks: int, memory_budget: int, first_step: int, pause_s: float, out: str
+) -> None:
     recipe = load(path, [f"train.workers={workers}"])
     experiment, manifests = open_experiment(recipe)
     connect(workers + 1)
@@ -64,7 +70,7 @@ def main(path: str, workers: int, stretch_tasks: int, memory_budget: int, first_
     watcher.start()
     make_trainer(
         take_all,
-        {"source": [source], "modalities": modalities, "first_step": first_step, "out": out},
+        {"source": [source], "modalities": modalities, "first_step": first_step, "pause_s": pause_s, "out": out},
         streams=Streams(source, out, modalities),
         scaling=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
         run=RunConfig(name="take", storage_path=str(Path(out) / "ray_train")),
@@ -75,5 +81,5 @@ def main(path: str, workers: int, stretch_tasks: int, memory_budget: int, first_
 
 
 if __name__ == "__main__":
-    file, *numbers, folder = sys.argv[1:]
-    main(file, *map(int, numbers), folder)
+    file, *numbers, pause, folder = sys.argv[1:]
+    main(file, *map(int, numbers), float(pause), folder)
