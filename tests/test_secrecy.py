@@ -55,10 +55,111 @@ def test_an_ordinary_place_is_none_of_a_secret(place):
 def test_values_of_secret_variables_are_taken_out_of_texts(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PLANTED)
     monkeypatch.setenv("HTTPS_PROXY", "http://anna:proxy-password@proxy:3128")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")  # too short to be told from a word
+    monkeypatch.setenv("DB_PASS", "abc")  # too short to be told from a part of a word
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/token-file")
-    text = f"{PLANTED} S3cr%2Fet%2BValue%3D99 proxy-password test /var/run/token-file"
-    assert secrecy.without_secrets(text) == "*** *** *** test /var/run/token-file"
+    text = f"{PLANTED} S3cr%2Fet%2BValue%3D99 proxy-password abc /var/run/token-file"
+    assert secrecy.without_secrets(text) == "*** *** *** abc /var/run/token-file"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "RAY_AUTH_TOKEN", "AWS_SESSION_TOKEN", "PGPASSWORD", "DB_PASS",
+        "db_pass_2", "SMTP_PWD", "PASSPHRASE", "AZURE_STORAGE_KEY", "GCP_AUTH", "WANDB_API_KEY", "SECRET_KEY_BASE",
+        "STRIPE_KEY", "TOKEN", "CREDENTIALS",
+    ],
+)  # fmt: skip
+def test_variables_with_such_names_hold_secrets(name, monkeypatch):
+    monkeypatch.setenv(name, PLANTED)
+    assert secrecy.holds_secret(f"mine {PLANTED}") == f"holds the value of {name}"
+    assert secrecy.without_secrets(f"mine {PLANTED}") == "mine ***"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "XAUTHORITY", "SSH_AUTH_SOCK", "DBUS_SESSION_BUS_ADDRESS", "PWD", "OLDPWD", "KEYBOARD", "SSH_PUBLIC_KEY", "LESSKEYIN",
+        "TOKENIZERS_PARALLELISM", "MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_USERNAME", "RAY_AUTH_MODE", "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_NAME", "PASSWORD_FILE", "SSH_ASKPASS", "GIT_ASKPASS", "BYPASS", "AUTHOR", "COMPASS_PORT", "SORT_KEY",
+        "POSTGRES_HOST_AUTH_METHOD", "MONKEY",
+    ],
+)  # fmt: skip
+def test_variables_with_such_names_hold_none(name, monkeypatch):
+    monkeypatch.setenv(name, PLANTED)
+    assert secrecy.holds_secret(f"mine {PLANTED}") is None
+    assert secrecy.without_secrets(f"mine {PLANTED}") == f"mine {PLANTED}"
+
+
+def test_a_path_to_a_secret_a_switch_and_a_placeholder_are_no_secrets(monkeypatch, tmp_path):
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path))
+    monkeypatch.setenv("USE_AUTH_TOKEN", "true")
+    monkeypatch.setenv("MAX_TOKENS", "4096")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    text = f"true 4096 test {tmp_path}"
+    assert secrecy.without_secrets(text) == text
+    assert secrecy.holds_secret(text) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "refused", "told"),
+    [
+        ("hunter2", "s3://bucket/hunter2/data", True, "s3://bucket/***/data"),
+        ("p@ss", "login=p@ssed", True, "login=***ed"),
+        ("hunter", "mine hunter", True, "mine ***"),
+        ("hunter", "login 'hunter' failed", False, "login '***' failed"),  # a message: recipes hold no such thing
+        ("photo", "runs/photos-0/photo/a", False, "runs/photos-0/***/a"),
+        ("mlflow", "http://mlflow:5000", False, "http://***:5000"),
+        ("123456", "step 1234567", False, "step 1234567"),
+        ("p1", "p1", True, "p1"),
+        ("p1", "p11", False, "p11"),
+    ],
+)
+def test_a_short_secret_is_told_from_the_words_around_it(value, text, refused, told, monkeypatch):
+    monkeypatch.setenv("DB_PASS", value)
+    assert (secrecy.holds_secret(text) is not None) is refused
+    assert secrecy.without_secrets(text) == told
+
+
+def test_a_private_key_is_known_by_each_of_its_lines_and_as_python_and_json_write_it(monkeypatch):
+    monkeypatch.setenv("SIGNING_KEY", 'MIIEvQIBADAN\nBgkqhkiG9w0B\n"end"')
+    text = "bad line BgkqhkiG9w0B in 'MIIEvQIBADAN\\nBgkqhkiG9w0B\\n\"end\"'"
+    assert secrecy.without_secrets(text) == "bad line *** in '***'"
+
+
+def test_a_fault_leaves_its_block_without_the_secrets_in_it_and_in_what_caused_it(monkeypatch):
+    monkeypatch.setenv("DB_PASS", "hunter2")
+    with (
+        pytest.raises(storage.StorageError, match=r"^login \*\*\* failed$") as raised,
+        secrecy.faults_without_secrets(),
+    ):
+        raise storage.StorageError("login hunter2 failed")
+    assert raised.value.__cause__ is None
+    with pytest.raises(ValueError, match="^no login$") as raised, secrecy.faults_without_secrets():
+        raise ValueError("no login") from RuntimeError("hunter2")
+    assert raised.value.__cause__ is None
+    with pytest.raises(RuntimeError, match=r"^OSError: \[Errno 5\] \*\*\*$"), secrecy.faults_without_secrets():
+        raise OSError(5, "hunter2")
+    fault = ValueError("nothing secret")
+    with pytest.raises(ValueError, match="nothing secret") as raised, secrecy.faults_without_secrets():
+        raise fault from OSError(5, "nor here")
+    assert raised.value is fault
+    assert raised.value.__cause__ is not None
+
+
+def test_what_ray_raised_is_told_by_its_last_line_without_secrets(monkeypatch):
+    monkeypatch.setenv("DB_PASS", "hunter2")
+    assert (
+        secrecy.last_line(RuntimeError("ray::Worker\n  File x\nOSError: hunter2 is wrong\n")) == "OSError: *** is wrong"
+    )
+    assert secrecy.last_line(RuntimeError()) == "RuntimeError"
+
+
+def test_a_short_password_is_refused_by_recipes(tiny, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+    tiny["license"] = "hunter2"
+    with pytest.raises(RecipeError, match="license: holds the value of MLFLOW_TRACKING_PASSWORD") as refused:
+        check(tiny)
+    assert "hunter2" not in str(refused.value)
 
 
 def test_a_recipe_that_would_write_a_secret_of_the_environment_down_is_refused(tiny, monkeypatch):
