@@ -252,9 +252,32 @@ def test_a_server_that_does_not_answer_is_named_without_its_password_and_the_res
     run.write_progress(PROGRESS)
     assert status_command("", ["http://me:hush@127.0.0.1:9", str(run.path.parent)]) == 0
     out, err = capsys.readouterr()
-    assert err.startswith("error: http://127.0.0.1:9: no connection")
+    assert err.startswith("error: http://***@127.0.0.1:9: no connection")
     assert "hush" not in out + err
     assert "sample-1" in out
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("s3://bucket/x?secret_key=planted-secret", "s3://bucket/x?secret_key=***: "),
+        ("s3://AKIA:planted/secret@bucket/photos", "s3://***@bucket/photos: "),
+        ("http://127.0.0.1:9/?token=planted-secret", "http://127.0.0.1:9/?token=***: "),
+        ("planted.db?access_key=planted-secret", "planted.db?access_key=***: "),
+    ],
+)
+def test_a_place_that_holds_a_key_is_named_without_it(place, told, capsys):
+    assert status_command("", [place]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"error: {told}")
+    assert "secret" not in (out + err).replace("secret_key", "")
+
+
+def test_what_another_machine_wrote_of_a_failure_is_shown_without_secrets(run, monkeypatch, capsys):
+    monkeypatch.setenv("DB_PASS", "hunter2")
+    (run.path / "result.json").write_text(json.dumps({"status": "failed", "message": "login hunter2 failed"}))
+    assert status_command("", [str(run.path)]) == 0
+    assert "login *** failed" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path, capsys):

@@ -47,7 +47,9 @@ _NOT_VALUES = re.compile(
 _NOBODYS = {"true", "false", "yes", "no", "on", "off", "none", "null", "test", "testing", "dummy"}
 """Switches, and what stands where a local store wants some key: every second message has one of these words."""
 _LOGIN = re.compile(rf"([a-zA-Z][a-zA-Z0-9+.\-]*://)([^/\s@?#'\"]*:{_PASSWORD}|[^/\s@?#'\":]+)@")
-_IN_QUERY = re.compile(rf"([?&](?:[^&=\s]*(?:{_KEYS})[^&=\s]*|sig)=)[^&\s'\"]+", re.IGNORECASE)
+_IN_QUERY = re.compile(
+    rf"([?&](?:[^&=\s]*(?:{_KEYS})[^&=\s]*|sig)=)[^&\s'\"]+?(?=[:,;.]?(?:[&\s'\"]|$))", re.IGNORECASE
+)
 
 
 def held_secrets() -> Iterator[tuple[str, str]]:

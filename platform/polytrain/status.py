@@ -25,6 +25,7 @@ from polytrain.data import storage
 from polytrain.data.storage import StorageError
 from polytrain.report import duration, table
 from polytrain.run_folder import RunFolder, open_run
+from polytrain.secrecy import without_secrets
 from polytrain.tracking import PROGRESS, AwayError, Finder, FoundRun
 from polytrain.tracking.login import uri_of_environment
 
@@ -143,7 +144,7 @@ def _json(text: str) -> dict[str, Any]:
 
 
 def _first_line(text: str) -> str:
-    first, _, more = text.strip().partition("\n")
+    first, _, more = without_secrets(text).strip().partition("\n")
     return f"{first} ..." if more else first
 
 
@@ -282,10 +283,10 @@ def show(places: Sequence[str], *, everything: bool = False) -> int:
             found += _look(place, now, everything)
         except (AwayError, StorageError) as error:
             troubles += 1
-            print(f"error: {_without_password(place)}: {error}", file=sys.stderr)
+            print(f"error: {without_secrets(f'{place}: {error}')}", file=sys.stderr)
     if troubles == len(places):
         return BAD_INPUT
-    print(text(merged(found), now, everything=everything) or f"no runs in {', '.join(map(_without_password, places))}")
+    print(text(merged(found), now, everything=everything) or without_secrets(f"no runs in {', '.join(places)}"))
     return 0
 
 
@@ -295,8 +296,3 @@ def _look(place: str, now: float, everything: bool) -> list[Status]:
     if storage.kind(place) is not pa.fs.FileType.Directory:
         raise StorageError("there is no such folder; an output folder of jobs/cotrain.py or MLflow's address would do")
     return list(in_folder(place, now))
-
-
-def _without_password(place: str) -> str:
-    address = urlsplit(place)
-    return address._replace(netloc=address.netloc.rpartition("@")[2]).geturl() if "@" in address.netloc else place
