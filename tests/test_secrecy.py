@@ -10,8 +10,10 @@ from polytrain.command_line import BAD_INPUT, FAULT, told
 from polytrain.data import manifest, storage
 from polytrain.ingest.commands import prepare_command
 from polytrain.recipe import RecipeError, check
+from polytrain.run_folder import RunFolder
 from polytrain.tracking import chosen_uri
 from polytrain.tracking.login import with_login
+from polytrain.training.progress import Progress
 
 PLANTED = "S3cr/et+Value=99"
 
@@ -152,6 +154,18 @@ def test_what_ray_raised_is_told_by_its_last_line_without_secrets(monkeypatch):
         secrecy.last_line(RuntimeError("ray::Worker\n  File x\nOSError: hunter2 is wrong\n")) == "OSError: *** is wrong"
     )
     assert secrecy.last_line(RuntimeError()) == "RuntimeError"
+
+
+def test_what_a_runs_folder_and_its_lists_of_bad_media_say_holds_no_secrets(monkeypatch, tmp_path):
+    monkeypatch.setenv("DB_PASS", "hunter2")
+    run = RunFolder(tmp_path)
+    run.write_start(3, None, ("step_2: login hunter2 failed",))
+    run.write_result({"status": "failed", "message": "login hunter2 failed"})
+    assert run.start()["faults"] == ["step_2: login *** failed"]
+    assert run.result()["message"] == "login *** failed"
+    progress = Progress()
+    progress.note_bad("colours", "train", [(7, "a.png", "login hunter2 failed")])
+    assert progress.bad["colours"]["train"] == {"7": ["a.png", "login *** failed"]}
 
 
 def test_a_short_password_is_refused_by_recipes(tiny, monkeypatch):

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from polytrain.data.reading import binary, binary_value
 from polytrain.scan import CHUNK_BYTES, Decoded, Scan, Scanned, decoded, means
+from polytrain.secrecy import faults_without_secrets, without_secrets
 
 if TYPE_CHECKING:
     from polytrain.forward import Forward
@@ -91,7 +92,7 @@ def run_scans(
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    return without_secrets(str(error)).partition("\n")[0]
 
 
 def _applied(load: Callable[[], Forward], scans: tuple[Scan, ...], parts: Sequence[Part]) -> Iterator[pa.Table]:
@@ -194,12 +195,13 @@ def _fetched(scans: Any) -> tuple[Scan, ...]:
 
 
 def _read(scans: Any, number: int, rows: Sequence[int], size: int) -> Iterator[pa.Table]:
-    scan = _fetched(scans)[number]
-    decode = decoded
-    if _tried_before():
-        from polytrain.apart import decoded_apart as decode
-    for begin in rows:
-        yield _row(number, begin, decode(scan, range(begin, min(begin + size, len(scan.examples)))))
+    with faults_without_secrets():
+        scan = _fetched(scans)[number]
+        decode = decoded
+        if _tried_before():
+            from polytrain.apart import decoded_apart as decode
+        for begin in rows:
+            yield _row(number, begin, decode(scan, range(begin, min(begin + size, len(scan.examples)))))
 
 
 def _tried_before() -> bool:
@@ -221,6 +223,7 @@ def _row(number: int, begin: int, some: Decoded) -> pa.Table:
 class _Model:
     """An actor of the pool."""
 
+    @faults_without_secrets()
     def __init__(self, load: list[Any], scans: tuple[Scan, ...]) -> None:
         import ray
         import torch
@@ -229,6 +232,7 @@ class _Model:
         torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         self.forward, self.scans = ray.get(load[0])(), scans
 
+    @faults_without_secrets()
     def __call__(self, row: pa.Table) -> pa.Table:
         number, _, ids, _, _ = json.loads(row["about"][0].as_py())
         scan = self.scans[number]

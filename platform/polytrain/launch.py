@@ -21,6 +21,7 @@ from polytrain.experiment import Experiment, all_splits, open_experiment
 from polytrain.recipe import Recipe, RecipeError
 from polytrain.report import LiveLine, duration, freeze_text, plan_text, results_text
 from polytrain.run_folder import RunFolder, open_run
+from polytrain.secrecy import faults_without_secrets, last_line
 from polytrain.tracking import Tracker, artifact_root, chosen_uri, local_uri
 from polytrain.training.time_spent import shares_text
 
@@ -303,9 +304,10 @@ def _fit(
             live.show(progress)
         thread.join(run.look_s)
     shutil.rmtree(run.path / "ray_train", ignore_errors=True)
-    return _short(thread.error) if thread.error else None
+    return last_line(thread.error) if thread.error else None
 
 
+@faults_without_secrets()
 def _train_on_worker(experiment: Experiment, source: list[Any], run_folder: str, streams: Streams) -> None:
     """What Ray Train runs on every worker. Decoders start while torch is imported, there and nowhere else."""
     from polytrain.data.decode_worker import source_behind
@@ -327,13 +329,6 @@ def _say_start(start: dict[str, Any], attempt: int, experiment: Experiment, live
         live.say(f"A worker was lost; continuing from step {start['step']}")
     elif start["step"]:
         live.say(f"Continuing from step {start['step']} of {experiment.schedule.steps}")
-
-
-def _short(error: BaseException) -> str:
-    """The last line of the innermost cause: the rest is Ray's own stack."""
-    text = str(error).strip()
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polytrain.secrecy import without_secrets
+
 if TYPE_CHECKING:
     from polytrain.handover import Handover
 
@@ -69,7 +71,8 @@ class RunFolder:
     def write_start(self, step: int, checkpoint: str | None, faults: tuple[str, ...] = ()) -> None:
         """Say from which step and checkpoint this attempt goes on; streams are built from it."""
         attempt = (self.start() or {}).get("attempt", 0) + 1
-        values = {"attempt": attempt, "step": step, "checkpoint": checkpoint, "faults": list(faults)}
+        told = [without_secrets(fault) for fault in faults]
+        values = {"attempt": attempt, "step": step, "checkpoint": checkpoint, "faults": told}
         self._write("start.json", values)
 
     def start(self) -> dict[str, Any]:
@@ -84,6 +87,9 @@ class RunFolder:
         return self._read("progress.json")
 
     def write_result(self, values: dict[str, Any]) -> None:
+        """Say how the run ended; a `message` is printed and logged from here, and holds no secrets."""
+        if "message" in values:
+            values = values | {"message": without_secrets(values["message"])}
         self._write("result.json", values)
 
     def result(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from polytrain.data.decode import DecodeError
 from polytrain.data.reading import Room
 from polytrain.data.views import WHOLE, View
 from polytrain.modalities import Geometry
+from polytrain.secrecy import without_secrets
 
 if TYPE_CHECKING:
     from polytrain.forward import Forward
@@ -87,7 +88,7 @@ def decoded(scan: Scan, examples: Sequence[int]) -> Decoded:
         try:
             room.decode(scan.examples, example, scan.views, scan.decode_time_limit_s)
         except DecodeError as error:
-            bad.append((example, scan.examples.name(example), str(error)))
+            bad.append((example, scan.examples.name(example), without_secrets(str(error))))
         else:
             ids.append(example)
     return Decoded(ids, room.filled, scan.examples.labels(ids), bad)

@@ -3,6 +3,7 @@
 The MLflow server is the one of cluster/mlflow/kubernetes.yaml, flags and all; the store is a real S3 API.
 """
 
+import json
 import shutil
 import tempfile
 import urllib.parse
@@ -15,6 +16,7 @@ from test_submit import free_ports
 
 PASSWORD = "planted-p4ssword/of+mlflow"
 KEY = "planted/k3y+of/amazon0123456789ABCDEF"
+SHORT = "hunter2"
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +94,37 @@ def test_a_server_that_is_away_or_refuses_is_told_of_without_the_password(server
     assert f"MLflow at {server.uri} cannot be reached" in output
     assert "wr0ng" not in output
     assert files_with("planted-wr0ng-password", tmp_path, server.folder) == []
+
+
+FAILING = """
+import os, sys
+def login(event, arguments):
+    if event == "open" and "/checkpoints/" in str(arguments[0]):
+        raise RuntimeError(f"login {os.environ['DB_PASS']} failed")
+sys.addaudithook(login)
+"""
+"""A worker's first checkpoint fails with the words of a library that names a secret."""
+
+
+@pytest.mark.slow
+def test_a_worker_that_fails_naming_a_secret_is_told_of_without_it(runner, tiny, recipe_file, tmp_path):
+    from mlflow import MlflowClient
+
+    (tmp_path / "failing").mkdir()
+    (tmp_path / "failing" / "sitecustomize.py").write_text(FAILING)
+    tiny["tasks"] = {"colours": tiny["tasks"]["colours"]}
+    tiny["train"] = tiny.get("train", {}) | {"max_failures": 0}
+    short = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    path = ":".join([str(tmp_path / "failing"), *filter(None, [runner.environment.get("PYTHONPATH")])])
+    runner.environment |= {"DB_PASS": SHORT, "RAY_TMPDIR": short, "PYTHONPATH": path}
+    try:
+        output = runner.run(recipe_file(tiny), code=1)
+        assert SHORT not in output
+        run = only_run(tmp_path / "runs")
+        record = json.loads((run / "run.json").read_text())
+        logged = MlflowClient(record["uri"]).get_run(record["run_id"]).data.tags["polytrain.error"]
+        for told in (output, json.loads((run / "result.json").read_text())["message"], logged):
+            assert "RuntimeError: login *** failed" in told
+        assert files_with(SHORT, tmp_path, short) == []
+    finally:
+        shutil.rmtree(short, ignore_errors=True)

@@ -152,7 +152,7 @@ class _Export:
             if missing := missing_media(manifest):
                 raise ManifestError(f"{missing} is not there")
         except ManifestError as error:
-            self.notices.append(f"{task.name} was compared on noise, without accuracy: {error}")
+            self.notices.append(f"{task.name} was compared on noise, without accuracy: {without_secrets(str(error))}")
             return None
         return examples_of(manifest)["test"]
 

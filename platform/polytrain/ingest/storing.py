@@ -27,6 +27,7 @@ from polytrain.data.decode import FILE_ERRORS, DecodeError, failure_reason
 from polytrain.data.importers.collection import Example, IngestError
 from polytrain.data.recoding import Recoding
 from polytrain.progress import Progress, ticking
+from polytrain.secrecy import faults_without_secrets
 
 PARTS = ".parts"
 MEDIA = "media"
@@ -133,6 +134,7 @@ def _read_parts(out: str, names: Sequence[str]) -> Iterator[pa.Table]:
 # ---------------------------------------------------------------------------------------------------- in workers
 
 
+@faults_without_secrets()
 def store_batch(job: Job, files: Sequence[Example], key: str) -> str:
     """Stores some files and writes their part; returns its name, which tells whether all were well."""
     kept = _kept(job, files)

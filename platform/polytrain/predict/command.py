@@ -18,6 +18,7 @@ from polytrain.predict.files import asked
 from polytrain.predict.ranking import Ranking
 from polytrain.progress import Progress
 from polytrain.report import duration
+from polytrain.secrecy import without_secrets
 from polytrain.text_table import table
 from polytrain.trained import Trained
 
@@ -62,7 +63,7 @@ def predict(trained: Trained, paths: Sequence[str], *, task: str | None, out: st
     started = time.monotonic()
     whole = not question.files or _answer(trained, ranking)
     for path, reason in ranking.bad:
-        print(f"can't be read: {path}: {reason}", file=sys.stderr)
+        print(without_secrets(f"can't be read: {path}: {reason}"), file=sys.stderr)
     if not ranking.predicted:
         print("error: none of the files could be read", file=sys.stderr)
         return 1

@@ -34,6 +34,7 @@ from polytrain.probe.trunk import open_trunk
 from polytrain.progress import Progress
 from polytrain.report import table
 from polytrain.run_folder import RunFolder
+from polytrain.secrecy import without_secrets
 from polytrain.sweep import driver as sweeping
 from polytrain.sweep import past
 from polytrain.sweep.outcome import CRASHED, DIVERGED, Ended, Row
@@ -241,7 +242,7 @@ class _Probe:
             fitted = heads.train_head(head, experiment, train, val, recorded=tracker.metrics, progress=progress.add)
         except ProbeFault as fault:
             status = DIVERGED if isinstance(fault, DivergedError) else CRASHED
-            ended = Ended(status, None, tracker.run_id, message=str(fault))
+            ended = Ended(status, None, tracker.run_id, message=without_secrets(str(fault)))
         except KeyboardInterrupt:
             tracker.end("KILLED")
             raise

@@ -23,6 +23,7 @@ from polytrain.launch import FINISHED as OK
 from polytrain.recipe import Recipe, RecipeError
 from polytrain.report import table
 from polytrain.run_folder import RunFolder
+from polytrain.secrecy import last_line, without_secrets
 from polytrain.sweep import past
 from polytrain.sweep.artifacts import leave_behind
 from polytrain.sweep.board import Board, Display
@@ -219,7 +220,7 @@ class _Sweep:
         self.display.clear()
         shutil.rmtree(self.run.path / "tune", ignore_errors=True)
         if thread.error:
-            self.notices.append(f"Ray Tune ended with an error: {_last_line(thread.error)}")
+            self.notices.append(f"Ray Tune ended with an error: {last_line(thread.error)}")
 
     def _say_how_far(self) -> None:
         """To whoever watches from elsewhere."""
@@ -298,12 +299,13 @@ class _Sweep:
         from polytrain.experiment import open_experiment
         from polytrain.sweep.trial import open_record, record_end
 
-        message = _last_line(error) if error is not None else "its process died"
+        message = last_line(error) if error is not None else "its process died"
         try:
             tracker = open_record(point, *open_experiment(point.recipe), self.setting)
             RunFolder(point.folder).write_result({"status": "failed", "message": message})
         except (OSError, ValueError, RuntimeError) as further:  # the sweep goes on; its table has both
-            return Ended(CRASHED, None, "", message=f"{message}; nor could it be recorded: {further}")
+            message = f"{message}; nor could it be recorded: {without_secrets(str(further))}"
+            return Ended(CRASHED, None, "", message=message)
         ended = Ended(CRASHED, None, tracker.run_id, message=message)
         record_end(tracker, ended)
         return ended
@@ -387,9 +389,3 @@ class _Sweep:
 
 def _cores(count: int) -> str:
     return "one core" if count == 1 else f"{count} cores"
-
-
-def _last_line(error: Any) -> str:
-    """The last line of the innermost cause: the rest is Ray's own stack."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -26,6 +26,7 @@ from polytrain.experiment import Experiment, open_experiment
 from polytrain.launch import flat, git_commit, stream_source
 from polytrain.recipe import Recipe
 from polytrain.run_folder import BusyError, RunFolder
+from polytrain.secrecy import faults_without_secrets
 from polytrain.sweep.outcome import CRASHED, DIVERGED, FINISHED, INTERRUPTED, Ended
 from polytrain.sweep.past import FINGERPRINT, KIND, START_UP_S, STATUS, STEPS_S, on_disk
 from polytrain.sweep.points import Point, make_point
@@ -66,6 +67,7 @@ def trainable(setting: Setting) -> type[tune.Trainable]:
 _read_manifest = lru_cache(maxsize=16)(manifests.read)
 
 
+@faults_without_secrets()
 def run_point(setting: Setting, task: str, values: dict[str, Any]) -> Ended:
     """Run a point from wherever its folder stands to its end, in this process. What raises is a crash."""
     began = time.perf_counter()

@@ -14,6 +14,7 @@ from polytrain.base_folder import base_folder
 from polytrain.data import storage
 from polytrain.data.storage import StorageError
 from polytrain.handover import Handover
+from polytrain.secrecy import without_secrets
 from polytrain.tracking.journal import Journal, locked, write_whole
 from polytrain.tracking.login import uri_of_environment
 from polytrain.tracking.store import AwayError, Store, absolute_uri, batches, clean_key, origin_tags
@@ -248,7 +249,7 @@ class Tracker:
                 problems.append(f"The end of the record is not in the run's folder: {error}.")
         if self.refused:
             problems.append(f"MLflow refused {len(self.refused)} of the run's entries; the first: {self.refused[0]}.")
-        return " ".join(problems) or None
+        return without_secrets(" ".join(problems)) or None
 
     def _read_back(self) -> None:
         """Learn what the journal already holds."""
@@ -274,7 +275,7 @@ class Tracker:
                 self.away, wait = None, INTERVAL_S
             except Exception as error:  # whatever it is, training goes on and the journal keeps everything
                 told = isinstance(error, StorageError)
-                self.away = str(error) if told else f"MLflow at {self.uri} does not answer ({error})"
+                self.away = without_secrets(str(error)) if told else f"MLflow at {self.uri} does not answer ({error})"
                 wait = min(2 * wait, LONGEST_WAIT_S)
                 with self._changed:
                     self._changed.wait(0.5 if self._hurry else 0)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from polytrain import sheets
 from polytrain.modalities import Audio, Geometry, Image, Video
+from polytrain.secrecy import without_secrets
 from polytrain.sheets import Heading, Shown
 
 MOST: dict[type[Geometry], int] = {Image: 12, Video: 8, Audio: 12}
@@ -103,7 +104,8 @@ class InputSheets:
             self._tell(task, error)
 
     def _tell(self, task: str, error: Exception) -> None:
-        self._failed(f"the sheet of what the model sees of {task} could not be drawn: {type(error).__name__}: {error}")
+        why = without_secrets(f"{type(error).__name__}: {error}")
+        self._failed(f"the sheet of what the model sees of {task} could not be drawn: {why}")
 
     def _path(self, task: str) -> Path:
         return self.folder / f"{task}.png"

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polytrain.plan import Plan
+from polytrain.secrecy import without_secrets
 
 FRACTION_AFTER = 100
 """Examples a task must have tried before its fraction of bad ones is judged."""
@@ -30,7 +31,8 @@ class Progress:
         """Add bad examples (id, path, reason) of a share."""
         known = self.bad.setdefault(task, {}).setdefault(split, {})
         for example, path, reason in found:
-            known.setdefault(str(example), [path, reason])
+            if str(example) not in known:
+                known[str(example)] = [path, without_secrets(reason)]
 
     def note_bad_of(self, other: dict[str, dict[str, dict[str, list[str]]]]) -> None:
         """Add what another worker found."""
