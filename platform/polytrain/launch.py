@@ -167,6 +167,8 @@ def _train(experiment: Experiment, manifests: list[Manifest], run: RunFolder, st
         live.say(f"Until then: {_took(result)}")
         return STOPPED
     print(f"{recipe.run_name} failed: {message}", file=sys.stderr)
+    if took := result if "spent" in result else run.progress().get("took"):
+        live.say(f"Until then: {_took(took)}")
     return FAILED
 
 

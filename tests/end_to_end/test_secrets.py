@@ -4,6 +4,7 @@ The MLflow server is the one of cluster/mlflow/kubernetes.yaml, flags and all; t
 """
 
 import json
+import re
 import shutil
 import tempfile
 import urllib.parse
@@ -107,7 +108,9 @@ sys.addaudithook(login)
 
 
 @pytest.mark.slow
-def test_a_worker_that_fails_naming_a_secret_is_told_of_without_it(runner, tiny, recipe_file, tmp_path):
+def test_a_worker_that_fails_naming_a_secret_is_told_of_without_it_and_with_what_its_time_was_spent_on(
+    runner, tiny, recipe_file, tmp_path
+):
     from mlflow import MlflowClient
 
     (tmp_path / "failing").mkdir()
@@ -125,6 +128,7 @@ def test_a_worker_that_fails_naming_a_secret_is_told_of_without_it(runner, tiny,
         logged = MlflowClient(record["uri"]).get_run(record["run_id"]).data.tags["polytrain.error"]
         for told in (output, json.loads((run / "result.json").read_text())["message"], logged):
             assert "RuntimeError: login *** failed" in told
+        assert re.search(r"Until then: .*\d % waiting for data, \d+ % computing, ", output)
         assert files_with(SHORT, tmp_path, short) == []
     finally:
         shutil.rmtree(short, ignore_errors=True)

@@ -79,9 +79,15 @@ def cotrain(experiment: Experiment, source: StreamSource, run: RunFolder, begun:
     except TrainingFault as fault:
         if worker.rank == 0:
             failed = {"status": "failed", "step": worker.progress.step, "message": str(fault)}
-            run.write_result(failed | {"diverged": isinstance(fault, DivergedError)})
+            took = worker.took() if worker.began else {}
+            run.write_result(failed | took | {"diverged": isinstance(fault, DivergedError)})
             worker.tracker.detach()
         return
+    except Exception:
+        with contextlib.suppress(Exception):  # a GPU that broke can't say what it did
+            if worker.began:
+                worker.tell(force=True, took=worker.took())
+        raise
     if worker.rank == 0:
         run.settle()
         run.write_result(outcome)
@@ -116,6 +122,7 @@ class Worker:
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
         self.spent = TimeSpent(self.device)
+        self.began = 0.0  # until there are steps
         self.bf16 = wants_bf16(self.recipe.train.precision, self.device)
         # Losses are looked at after every step where that costs nothing; a GPU would have to be waited for.
         self.look_every = self.recipe.train.log_every if gpu else 1
@@ -379,8 +386,8 @@ class Worker:
                 self.progress.write_quarantine(self.run.path / "quarantine.parquet")
             raise TrainingFault(fault)
 
-    def tell(self, *, force: bool = False) -> None:
-        """Let whoever watches know how far the run is."""
+    def tell(self, *, force: bool = False, **more: Any) -> None:
+        """Let whoever watches know how far the run is, and its driver `more`."""
         now = time.perf_counter()
         if self.rank != 0 or (not force and now - self.told < PROGRESS_INTERVAL_S):
             return
@@ -396,7 +403,7 @@ class Worker:
             "since": self.first,
             **self.rates,
         }
-        self.run.write_progress(progress | {"losses": self.recent})
+        self.run.write_progress(progress | {"losses": self.recent} | more)
         self.tracker.progress(progress, force=force)
 
     # --- validation, test, checkpoints --------------------------------------------------------------------------------
