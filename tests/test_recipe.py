@@ -102,6 +102,28 @@ def test_an_override_of_an_unknown_key_is_refused(recipe_file):
         load(recipe_file(SMALLEST), ["tasks.shapes.batchsize=3"])
 
 
+def test_a_value_may_name_another_value_of_the_recipe(recipe_file):
+    recipe = load(recipe_file(SMALLEST | {"name": "mine", "license": "that of ${name}"}))
+    assert recipe.license == "that of mine"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["${oc.env:DB_PASS}", "mine ${oc.env:DB_PASS,none}", "${oc.${name}:DB_PASS}", "${oc.decode:'${oc.env:DB_PASS}'}"],
+)
+def test_a_recipe_fetches_nothing_from_the_environment(recipe_file, value, monkeypatch):
+    """Nor does somebody else's, of a checkpoint, which is loaded in the same way."""
+    monkeypatch.setenv("DB_PASS", "hunter2")
+    for tree, overrides in ((SMALLEST | {"license": value}, []), (SMALLEST, [f"license={value}"])):
+        with pytest.raises(RecipeError, match="license: .* is given on the command line, license=VALUE") as refused:
+            load(recipe_file(tree | {"name": "env"}), overrides)
+        assert "hunter2" not in str(refused.value)
+    with pytest.raises(RecipeError, match=r"tasks\.shapes\.manifest: .* is given on the command line"):
+        load(recipe_file(SMALLEST), [f"tasks.shapes.manifest={value}"])
+    with pytest.raises(RecipeError, match="tasks: .* is given on the command line"):
+        load(recipe_file(SMALLEST | {"tasks": value}), ["tasks.shapes.lr=0.1"])
+
+
 @pytest.mark.parametrize(("name", "hint"), [("shaps", "did you mean tasks.shapes?"), ("xyz", "its tasks are shapes")])
 def test_an_override_of_a_task_that_is_not_there_names_those_that_are(recipe_file, name, hint):
     path = recipe_file(SMALLEST)

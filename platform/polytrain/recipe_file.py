@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,50 @@ def load(
             key, equals, _ = override.partition("=")
             if not equals or not key:
                 raise RecipeError(f"override {override!r} is not of the form key.path=value")
-        merged = OmegaConf.merge(OmegaConf.create(tree), OmegaConf.from_dotlist(list(overrides)))
-        tree = OmegaConf.to_container(merged, resolve=True)
+        given = OmegaConf.from_dotlist(list(overrides))
+        # Before they are merged, which resolves what other values go into.
+        if called := [*_calls(tree), *_calls(OmegaConf.to_container(given, resolve=False))]:
+            raise RecipeError("\n".join(f"{path}: {line}" for line in called))
+        tree = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(tree), given), resolve=True)
     except OmegaConfBaseException as error:
         raise RecipeError(f"{path}: {str(error).splitlines()[0]}") from None
     _check_tasks_are_known(path, before, tree)
     return check(tree, source=str(path))
+
+
+def _calls(tree: Any, at: str = "") -> Iterator[str]:
+    """A line for every value that calls one of OmegaConf's resolvers, such as `${oc.env:X}`.
+
+    What a recipe holds is written down, and it may be somebody else's, a checkpoint's: it must fetch nothing from the
+    machine that loads it. `${key.path}`, another value of the recipe, calls none.
+    """
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _calls(value, f"{at}.{key}" if at else str(key))
+    elif isinstance(tree, list):
+        for number, value in enumerate(tree):
+            yield from _calls(value, f"{at}[{number}]")
+    elif isinstance(tree, str) and _calls_resolver(tree):
+        yield (
+            f"{at}: {tree} would be worked out where the recipe is loaded, and written down; a value that differs "
+            f"from machine to machine is given on the command line, {at}=VALUE, and secrets stay in the environment"
+        )
+
+
+def _calls_resolver(text: str) -> bool:
+    """Whether OmegaConf would call a function for this text. Raises GrammarParseError."""
+    if "${" not in text:
+        return False
+    from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
+    from omegaconf.grammar_parser import parse
+
+    waiting = [parse(text)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, OmegaConfGrammarParser.InterpolationResolverContext):
+            return True
+        waiting += getattr(node, "children", None) or []
+    return False
 
 
 def _check_tasks_are_known(path: Path, before: Any, tree: dict[str, Any]) -> None:
