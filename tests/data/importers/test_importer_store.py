@@ -17,10 +17,10 @@ from polytrain.ingest import prepare_command
 def endpoint():
     server = pytest.importorskip("moto.server")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = server.ThreadedMotoServer(port=0)
+    server = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
-    yield f"127.0.0.1:{port}" if host == "0.0.0.0" else f"{host}:{port}"
+    yield f"{host}:{port}"
     server.stop()
 
 
