@@ -15,9 +15,16 @@ from job_runner import only_run
 from locked_mlflow import ADMIN, locked_server
 from test_submit import free_ports
 
+from tracking_server import PASSWORD as OF_DATABASE
+from tracking_server import postgres_server
+
 PASSWORD = "planted-p4ssword/of+mlflow"
 KEY = "planted/k3y+of/amazon0123456789ABCDEF"
 SHORT = "hunter2"
+TOKENS = {
+    name: f"planted-{name.lower()}-value"
+    for name in ("MLFLOW_TRACKING_TOKEN", "RAY_AUTH_TOKEN", "AWS_SESSION_TOKEN", "SMTP_PWD")
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +38,13 @@ def quoted_uri(server):
     return server.uri_with_login.replace(PASSWORD, urllib.parse.quote(PASSWORD, safe=""))
 
 
-def files_with(secret, *folders):
-    """Files below the folders that hold a secret, in plain or as URIs hold it."""
-    forms = {secret.encode(), urllib.parse.quote(secret, safe="").encode()}
+def files_with(secrets, *folders):
+    """Files below the folders that hold one of the secrets, in plain or as URIs hold it."""
+    forms = {form.encode() for secret in secrets for form in (secret, urllib.parse.quote(secret, safe=""))}
     files = [file for folder in folders for file in Path(folder).rglob("*") if file.is_file() and not file.is_symlink()]
     assert len(files) > 10, "there is something to look through"
-    return [str(file) for file in files if any(form in file.read_bytes() for form in forms)]
+    contents = ((file, file.read_bytes()) for file in files)
+    return [str(file) for file, content in contents if any(form in content for form in forms)]
 
 
 @pytest.mark.slow
@@ -67,7 +75,7 @@ def test_a_runs_secrets_turn_up_in_no_file_no_log_and_no_message(
         storage.upload(f"{bucket}/colours/{file.name}", file)
     tiny["tasks"] = {"colours": tiny["tasks"]["colours"] | {"manifest": f"{bucket}/colours/manifest.parquet"}}
     short = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets' paths may have 107 bytes only
-    runner.environment |= {
+    runner.environment |= TOKENS | {
         "MLFLOW_TRACKING_URI": quoted_uri(server),
         "AWS_SECRET_ACCESS_KEY": KEY,
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3.port}",
@@ -77,11 +85,14 @@ def test_a_runs_secrets_turn_up_in_no_file_no_log_and_no_message(
     try:
         output = runner.run(recipe_file(tiny))
         assert f"in {server.uri}\n" in output, "the run is recorded where the password was needed"
-        assert KEY not in output
-        assert "p4ssword" not in output
-        assert only_run(tmp_path / "runs").exists()
-        for secret in (PASSWORD, KEY):
-            assert files_with(secret, tmp_path, short, server.folder) == []
+        run = only_run(tmp_path / "runs")
+        predicted = runner.run(run, f"{bucket}/colours/test_000.png", "--out", tmp_path / "p.parquet", job="predict.py")
+        assert "1 files predicted" in predicted
+        status = runner.run(job="status.py")
+        assert f"{run.name}  finished" in status, "which MLflow knows"
+        for secret in (PASSWORD, "p4ssword", KEY, *TOKENS.values()):
+            assert secret not in output + predicted + status
+        assert files_with((PASSWORD, KEY, *TOKENS.values()), tmp_path, short, server.folder) == []
     finally:
         shutil.rmtree(short, ignore_errors=True)
 
@@ -94,7 +105,24 @@ def test_a_server_that_is_away_or_refuses_is_told_of_without_the_password(server
     output = runner.run(recipe_file(tiny))
     assert f"MLflow at {server.uri} cannot be reached" in output
     assert "wr0ng" not in output
-    assert files_with("planted-wr0ng-password", tmp_path, server.folder) == []
+    assert files_with(["planted-wr0ng-password"], tmp_path, server.folder) == []
+
+
+@pytest.mark.slow
+def test_the_password_of_a_database_is_used_and_turns_up_nowhere(runner, tiny, recipe_file, tmp_path):
+    tiny["tasks"] = {"colours": tiny["tasks"]["colours"] | {"steps": 1}}
+    short = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    try:
+        with postgres_server() as uri:
+            runner.environment |= {"MLFLOW_TRACKING_URI": uri, "RAY_TMPDIR": short}
+            output = runner.run(recipe_file(tiny))
+        assert f"in {uri.replace(f':{OF_DATABASE}', '')}\n" in output, (
+            "the run is recorded where the password was needed"
+        )
+        assert OF_DATABASE not in output
+        assert files_with([OF_DATABASE], tmp_path, short) == []
+    finally:
+        shutil.rmtree(short, ignore_errors=True)
 
 
 FAILING = """
@@ -129,6 +157,6 @@ def test_a_worker_that_fails_naming_a_secret_is_told_of_without_it_and_with_what
         for told in (output, json.loads((run / "result.json").read_text())["message"], logged):
             assert "RuntimeError: login *** failed" in told
         assert re.search(r"Until then: .*\d % waiting for data, \d+ % computing, ", output)
-        assert files_with(SHORT, tmp_path, short) == []
+        assert files_with([SHORT], tmp_path, short) == []
     finally:
         shutil.rmtree(short, ignore_errors=True)
