@@ -13,6 +13,8 @@ import pytest
 from job_runner import ROOT, only_run
 
 RAY = Path(sys.executable).parent / "ray"
+SECRETS = {"MLFLOW_TRACKING_PASSWORD": "planted-password-of-mlflow", "AWS_SECRET_ACCESS_KEY": "planted/key+of/amazon"}
+"""In the environment of a cluster and of what submits to it."""
 
 
 def free_ports(count):
@@ -50,6 +52,7 @@ def cluster(runner):
             if "No available agent" not in ray("job", "submit", "--", "true", check=False):
                 break
             time.sleep(1)
+        ray.folder = folder
         return ray
 
     yield start
@@ -59,12 +62,17 @@ def cluster(runner):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["token", pytest.param("disabled", marks=pytest.mark.soak)])
-def test_a_submitted_job_trains_and_prints_its_table(cluster, tiny, recipe_file, tmp_path, mode):
+def test_a_submitted_job_trains_prints_its_table_and_no_secret(cluster, runner, tiny, recipe_file, tmp_path, mode):
+    runner.environment |= SECRETS
     ray = cluster(mode)
     output = ray("job", "submit", "--", "python", "jobs/cotrain.py", str(recipe_file(tiny)))
     assert "colours" in output
     assert "succeeded" in output
     assert (only_run(tmp_path / "runs") / "final" / "model.safetensors").exists()
+    files = [file for folder in (tmp_path, ray.folder) for file in Path(folder).rglob("*") if file.is_file()]
+    assert any(file.name.startswith("job-driver-") for file in files), "the job's log is among them"
+    contents = [output.encode(), *(file.read_bytes() for file in files)]
+    assert not [secret for secret in SECRETS.values() if any(secret.encode() in content for content in contents)]
 
 
 @pytest.mark.soak
