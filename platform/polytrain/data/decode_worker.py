@@ -11,6 +11,7 @@ import pyarrow as pa
 import ray
 
 from polytrain.data.reading import StreamSource, read_minibatches
+from polytrain.secrecy import faults_without_secrets
 
 NICENESS = 5
 
@@ -40,7 +41,8 @@ _priority = {"lowered": False}
 def read(ref: ray.ObjectRef, *of_minibatches: Any) -> Iterator[pa.Table]:
     """Rows of minibatches, for the arguments of `read_minibatches` behind its source."""
     give_way()
-    return read_minibatches(source_behind(ref), *of_minibatches)
+    with faults_without_secrets():
+        yield from read_minibatches(source_behind(ref), *of_minibatches)
 
 
 def source_behind(ref: ray.ObjectRef) -> StreamSource:
