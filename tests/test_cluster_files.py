@@ -6,6 +6,7 @@ RayCluster and RayJob are not among Kubernetes' own kinds: what they say of pods
 import configparser
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import kubernetes_validate
@@ -89,7 +90,50 @@ def test_a_misspelt_field_would_be_found():
 def test_ray_up_takes_its_files(name):
     config = prepare_config(yaml.safe_load((CLUSTER / "ray_up" / name).read_text()))
     validate_config(config)
-    assert config["setup_commands"] == [], "Ray's own would install a nightly build"
+
+
+@pytest.mark.parametrize("name", RAY_UP)
+def test_cloud_machines_install_nothing_when_they_start(name):
+    config = prepare_config(yaml.safe_load((CLUSTER / "ray_up" / name).read_text()))
+    commands = {
+        key: value for key, value in config.items() if key.endswith(("setup_commands", "initialization_commands"))
+    }
+    assert commands == {
+        "initialization_commands": [],
+        "setup_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+    }, "Ray's own would install a nightly build, and a client of the cloud's API of any version"
+
+
+def test_the_image_has_what_a_head_needs_to_start_machines():
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["cloud"]
+    assert {re.match(r"[\w-]+", requirement)[0] for requirement in needed} == {"boto3", "google-api-python-client"}
+    assert {"boto3", "google-api-python-client"} <= LOCKED.keys()
+    assert "pyproject.toml --extra cloud" in re.sub(r"\s*\\\n\s*", " ", TEXTS["cluster/Dockerfile"])
+
+
+def test_ray_gets_into_gcp_machines_and_knows_what_they_have():
+    file = RAY_UP["gcp.yaml"]
+    types = file["available_node_types"]
+    # Of each series: cores, and the GPUs that its machine types bring along.
+    assert {name: (one["node_config"]["machineType"], one["resources"]) for name, one in types.items()} == {
+        "head": ("n2-standard-4", {"CPU": 0}),
+        "train_gpu": ("g2-standard-8", {"CPU": 8, "GPU": 1}),
+        "decode_cpu": ("c3-standard-22", {"CPU": 22}),
+    }
+    zone, project = file["provider"]["availability_zone"], file["provider"]["project_id"]
+    for name, one in types.items():
+        config = one["node_config"]
+        assert "block-project-ssh-keys" not in {item["key"] for item in config["metadata"]["items"]}, (
+            "Ray's key is one of the project's"
+        )
+        (disk,) = config["disks"]
+        assert disk["initializeParams"]["diskType"] == f"zones/{zone}/diskTypes/pd-balanced"
+        if name != "head":  # which has the account with all its rights from Ray
+            (account,) = config["serviceAccounts"]
+            assert account["email"] == f"ray-autoscaler-sa-v1@{project}.iam.gserviceaccount.com"
+            assert account["scopes"] == ["https://www.googleapis.com/auth/devstorage.read_write"]
 
 
 def test_what_manifests_mount_and_name_is_there():
