@@ -38,6 +38,7 @@ RAY_CLUSTERS = {
     "job.yaml": of_kind("kuberay/job.yaml", "RayJob")["spec"]["rayClusterSpec"],
 }
 JOB = of_kind("kuberay/job.yaml", "RayJob")["spec"]
+RAY_POLICIES = {name: of_kind(f"kuberay/{name}", "NetworkPolicy")["spec"] for name in RAY_CLUSTERS}
 MLFLOW = documents("mlflow/kubernetes.yaml")
 COMPOSE = documents("mlflow/compose.yaml")[0]["services"]
 RAY_UP = {name: yaml.safe_load((CLUSTER / "ray_up" / name).read_text()) for name in ("aws.yaml", "gcp.yaml")}
@@ -68,9 +69,13 @@ def byte_count(quantity):
 # --- valid --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mlflow/kubernetes.yaml", "kuberay/storage.yaml"])
+@pytest.mark.parametrize(
+    "name", ["mlflow/kubernetes.yaml", "kuberay/storage.yaml", "kuberay/cluster.yaml", "kuberay/job.yaml"]
+)
 def test_kubernetes_knows_every_field_of_its_own_kinds(name):
-    for document in documents(name):
+    own = [document for document in documents(name) if not document["apiVersion"].startswith("ray.io/")]
+    assert own
+    for document in own:
         kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
 
 
@@ -222,6 +227,15 @@ def test_the_object_store_fits_its_memory_and_spilling_its_disk(name):
 
 
 @pytest.mark.parametrize("name", RAY_CLUSTERS)
+def test_the_autoscalers_logs_lie_beside_the_heads(name):
+    """KubeRay mounts a volume `ray-logs` at /tmp/ray of the autoscaler, and makes it where there is none."""
+    head = RAY_CLUSTERS[name]["headGroupSpec"]["template"]["spec"]
+    (container,) = head["containers"]
+    assert {"name": "ray-logs", "mountPath": "/tmp/ray"} in container["volumeMounts"]
+    assert "volumeMounts" not in RAY_CLUSTERS[name]["autoscalerOptions"]
+
+
+@pytest.mark.parametrize("name", RAY_CLUSTERS)
 def test_gpus_and_decoding_are_groups_of_their_own_that_grow_and_shrink(name):
     spec = RAY_CLUSTERS[name]
     assert spec["enableInTreeAutoscaling"] is True
@@ -242,6 +256,27 @@ def test_gpus_and_decoding_are_groups_of_their_own_that_grow_and_shrink(name):
 def test_ray_asks_for_a_token(name):
     assert RAY_CLUSTERS[name]["authOptions"] == {"mode": "token"}
     assert RAY_CLUSTERS[name]["headGroupSpec"]["serviceType"] == "ClusterIP"
+
+
+@pytest.mark.parametrize("name", RAY_CLUSTERS)
+def test_pods_of_ray_are_reached_by_those_of_their_own_cluster_only(name):
+    spec, policy = RAY_CLUSTERS[name], RAY_POLICIES[name]
+    groups = (spec["headGroupSpec"], *spec["workerGroupSpecs"])
+    labels = [group["template"]["metadata"]["labels"] for group in groups]
+    assert labels == [policy["podSelector"]["matchLabels"]] * 3
+    assert policy["policyTypes"] == ["Ingress"]
+    inside, *outside = policy["ingress"]
+    assert inside == {"from": [{"podSelector": policy["podSelector"]}]}
+    if name == "cluster.yaml":
+        assert outside == []
+    else:  # who sends the job, and who asks how it goes
+        ((dashboard,),) = [rule["ports"] for rule in outside]
+        assert dashboard == {"port": 8265}
+        submitter, operator = outside[0]["from"]
+        assert submitter["podSelector"]["matchLabels"] == JOB["submitterPodTemplate"]["metadata"]["labels"]
+        assert operator["podSelector"]["matchLabels"] == {"app.kubernetes.io/component": "kuberay-operator"}
+    others = [RAY_POLICIES[other]["podSelector"] for other in RAY_CLUSTERS if other != name]
+    assert policy["podSelector"] not in others, "clusters do not reach each other"
 
 
 @pytest.mark.parametrize("name", RAY_UP)
