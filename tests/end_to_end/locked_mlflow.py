@@ -1,4 +1,4 @@
-"""MLflow as cluster/mlflow/kubernetes.yaml starts it, but for its address and for what lies behind it: sqlite, a folder."""
+"""MLflow as cluster/mlflow/kubernetes.yaml starts it, but for its address, over sqlite and a folder or what a test has."""
 
 from __future__ import annotations
 
@@ -6,19 +6,40 @@ import base64
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from job_runner import ROOT
 
 ADMIN = "anna"
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What takes the place of the manifest's PostgreSQL and bucket, and the secrets that lead there."""
+
+    postgres: str  # HOST:PORT
+    artifacts: str  # s3://...
+    secrets: Mapping[str, str]
+
+
+def settings() -> dict[str, str]:
+    """The files that the manifest mounts, by name."""
+    (mounted,) = [document["data"] for document in _documents() if document["kind"] == "ConfigMap"]
+    return mounted
+
+
+def _documents() -> list[dict]:
+    return list(yaml.safe_load_all((ROOT / "cluster" / "mlflow" / "kubernetes.yaml").read_text()))
 
 
 class LockedServer:
@@ -44,29 +65,28 @@ class LockedServer:
 
 
 @contextlib.contextmanager
-def locked_server(folder: Path, port: int, password: str) -> Iterator[LockedServer]:
-    documents = list(yaml.safe_load_all((ROOT / "cluster" / "mlflow" / "kubernetes.yaml").read_text()))
-    (settings,) = [document["data"] for document in documents if document["kind"] == "ConfigMap"]
-    (deployment,) = [document for document in documents if document["kind"] == "Deployment"]
+def locked_server(folder: Path, port: int, password: str, behind: Behind | None = None) -> Iterator[LockedServer]:
+    (deployment,) = [document for document in _documents() if document["kind"] == "Deployment"]
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    here = {
-        "--host": "127.0.0.1",
-        "--port": str(port),
-        "--workers": "1",
-        "--backend-store-uri": f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination": f"{folder}/artifacts",
-    }
+    here = {"--host": "127.0.0.1", "--port": str(port), "--workers": "1"}
+    authorization = settings()["auth.ini"]
+    if behind is None:
+        here |= {
+            "--backend-store-uri": f"sqlite:///{folder}/mlflow.db",
+            "--artifacts-destination": f"{folder}/artifacts",
+        }
+        authorization = re.sub("database_uri = .*", f"database_uri = sqlite:///{folder}/auth.db", authorization)
+    else:
+        here |= {"--artifacts-destination": behind.artifacts}
+        authorization = authorization.replace("postgres:5432", behind.postgres)
     words = [word.partition("=") for word in container["args"]]
     # Names of hosts are allowed with the port that they are asked at.
     words = [f"{name}{equals}{here.get(name, value.replace(':5000', f':{port}'))}" for name, equals, value in words]
-    (folder / "auth.ini").write_text(
-        "\n".join(
-            f"database_uri = sqlite:///{folder}/auth.db" if line.startswith("database_uri") else line
-            for line in settings["auth.ini"].splitlines()
-        )
-    )
+    if behind is not None:
+        words = [word.replace("postgres:5432", behind.postgres) for word in words]
+    (folder / "auth.ini").write_text(authorization)
     given = {variable["name"]: variable["value"] for variable in container["env"]}
-    environment = os.environ | given | {
+    environment = os.environ | given | (dict(behind.secrets) if behind else {}) | {
         "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
         "MLFLOW_AUTH_ADMIN_USERNAME": ADMIN,
         "MLFLOW_AUTH_ADMIN_PASSWORD": password,

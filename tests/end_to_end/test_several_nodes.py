@@ -1,5 +1,6 @@
 """A cluster of three nodes that share no folder: two train, one decodes and drives. Media, checkpoints and the record
-lie in an S3 store; MLflow is a server over PostgreSQL."""
+lie in an S3 store; MLflow is the server of cluster/mlflow/kubernetes.yaml, over PostgreSQL and that store. Ray asks for a
+token, MLflow for a login, which nodes have from a file, as cluster/README.md gives it to machines of `ray up`."""
 
 from __future__ import annotations
 
@@ -19,16 +20,20 @@ import pyarrow as pa
 import pytest
 import safetensors.torch
 import yaml
-from job_runner import Job, Runner, only_run
+from job_runner import ROOT, Job, Runner, only_run
+from locked_mlflow import ADMIN, Behind, LockedServer, locked_server, settings
 
 from polytrain.data import storage
 from polytrain.run_folder import open_run
+from postgres_server import PASSWORD as DATABASE_PASSWORD
+from postgres_server import free_port, postgres_server
 from small_media import tiny_recipe
 from store_server import ACCESS, s3_server
-from tracking_server import free_port, mlflow_server, postgres_server
 
 pytestmark = pytest.mark.slow
 RAY = Path(sys.executable).parent / "ray"
+TOKEN = "planted-t0ken-of-ray-0123456789abcdef"
+PASSWORD = "planted-p4ssword-of-mlflow"
 CPUS = {
     "decoder": ("--head", "--include-dashboard=false", "--num-cpus=2"),
     "trainer-1": ("--num-cpus=1",),
@@ -49,13 +54,15 @@ class Cluster:
             "NODE": node,
             "HOME": str(self.folder / node),
             "TMPDIR": str(self.folder / node / "tmp"),
-            "RAY_AUTH_MODE": "disabled",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": TOKEN,
             "RAY_raylet_start_wait_time_s": "120",  # on a machine with much else to do
         }
 
     def start(self) -> None:
         for number, (node, words) in enumerate(CPUS.items(), start=1):
             (self.folder / node / "tmp").mkdir(parents=True)
+            log_in(self.folder / node)
             where = f"--port={self.address.rpartition(':')[2]}" if number == 1 else f"--address={self.address}"
             resources = {"trainer": 1} if "trainer" in node else {}
             done = subprocess.run(
@@ -83,6 +90,13 @@ class Cluster:
         return found
 
 
+def log_in(home: Path) -> None:
+    """A login of MLflow's where its client looks for one."""
+    (home / ".mlflow").mkdir()
+    lines = ("[mlflow]", f"mlflow_tracking_username = {ADMIN}", f"mlflow_tracking_password = {PASSWORD}")
+    (home / ".mlflow" / "credentials").write_text("\n".join(lines))
+
+
 @pytest.fixture(scope="module")
 def setting(media, tmp_path_factory):
     """The cluster, a bucket for its runs, a recipe over media in another bucket, and the run on one node alone."""
@@ -105,10 +119,15 @@ def setting(media, tmp_path_factory):
         stack.callback(shutil.rmtree, cluster.folder, ignore_errors=True)
         with ThreadPoolExecutor() as pool:  # the server takes its time
             alone = pool.submit(runner.run, recipe)
-            database = stack.enter_context(postgres_server())
-            access = runner.environment | {"MLFLOW_S3_ENDPOINT_URL": runner.environment["AWS_ENDPOINT_URL"]}
-            tracking = stack.enter_context(mlflow_server(folder, database, f"{s3.bucket()}/files", access))
+            postgres = stack.enter_context(postgres_server(settings()["databases.sql"]))
+            endpoint = {"MLFLOW_S3_ENDPOINT_URL": runner.environment["AWS_ENDPOINT_URL"]}
+            secrets = ACCESS | endpoint | {"PGPASSWORD": DATABASE_PASSWORD}
+            behind = Behind(postgres, f"{s3.bucket()}/files", secrets)
+            tracking = stack.enter_context(locked_server(folder, free_port(), PASSWORD, behind))
             alone.result()
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setenv("MLFLOW_TRACKING_USERNAME", ADMIN)  # tests look, too
+        patch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
         cluster.start()
         stack.callback(runner.clean)  # Ray's nodes end before what they use
         yield cluster, recipe, tracking, s3, only_run(folder / "alone")
@@ -123,7 +142,7 @@ def arguments(setting) -> tuple[object, ...]:
     return (
         recipe,
         f"output={s3.bucket()}/runs",
-        f"tracking.uri={tracking}",
+        f"tracking.uri={tracking.uri}",
         "train.workers=2",
         "train.resources.trainer=1",
     )
@@ -149,7 +168,7 @@ def assert_equal(alone: Path, run: str, losses) -> None:
 
 
 def test_a_run_over_three_nodes_equals_the_run_on_one(setting, losses):
-    cluster, alone = setting[0], setting[-1]
+    cluster, _, tracking, _, alone = setting
     words = arguments(setting)
     run = place_of(words, alone)
     job = cluster.job(*words)
@@ -169,12 +188,52 @@ def test_a_run_over_three_nodes_equals_the_run_on_one(setting, losses):
     assert f"the model lies in {run}/final" in job.output
     from mlflow import MlflowClient
 
-    record, client = open_run(run).record(), MlflowClient(setting[2])
+    record, client = open_run(run).record(), MlflowClient(tracking.uri)
     logged = client.get_run(record["run_id"])
     assert logged.info.status == "FINISHED"
     assert logged.info.artifact_uri.startswith("mlflow-artifacts:")
     assert {entry.path for entry in client.list_artifacts(record["run_id"], "checkpoint")} >= {"checkpoint/state.json"}
     assert not list(cluster.folder.glob("*/tmp/polytrain-*/run-*/*")), "folders of processes that have ended"
+    # A machine that knows nothing but the server is told how far the run came and how good it got.
+    (row,) = [line for line in status_elsewhere(cluster.folder / "elsewhere", tracking.uri) if " finished " in line]
+    assert " 20/20 " in row
+    assert f" {open_run(run).result()['best']['score']:.1f} " in row
+    assert places_of_secrets(cluster, tracking, run) == []
+
+
+def status_elsewhere(home: Path, uri: str) -> list[str]:
+    """What `jobs/status.py` prints where there is no Ray, no run and no store, only the server's address and a login."""
+    home.mkdir()
+    log_in(home)
+    environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    environment |= {"HOME": str(home), "MLFLOW_TRACKING_URI": uri}
+    command = [sys.executable, ROOT / "jobs" / "status.py"]
+    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+def places_of_secrets(cluster: Cluster, tracking: LockedServer, run: str) -> list[str]:
+    """Files of nodes, servers and the run in which Ray's token or a password turns up, but for the logins' own."""
+    folders = (cluster.folder, cluster.runner.folder, tracking.folder)
+    files = {str(file): file for folder in folders for file in folder.rglob("*") if file.is_file()}
+    contents = {name: file.read_bytes() for name, file in files.items() if file.name != "credentials"}
+    contents |= {name: storage.fetch(storage.join(run, name)) for name, _ in storage.files(run)}
+    assert len(contents) > 50, "there is something to look through"
+    secrets = [secret.encode() for secret in (TOKEN, PASSWORD, DATABASE_PASSWORD)]
+    return [name for name, content in contents.items() if any(secret in content for secret in secrets)]
+
+
+def test_the_tracking_server_over_postgresql_answers_those_who_log_in_and_under_its_own_names_only(setting):
+    server, right = setting[2], f"{ADMIN}:{PASSWORD}"
+    asked = [
+        server.ask(),
+        server.ask(login=f"{ADMIN}:guessed"),
+        server.ask(login=right),
+        server.ask(host=f"mlflow:{server.port}", login=right),
+        server.ask(host="rebound.example", login=right),
+    ]
+    assert asked == [401, 401, 200, 200, 403]
 
 
 @pytest.mark.soak

@@ -1,4 +1,4 @@
-"""A real MLflow server over a real PostgreSQL, each in a process of its own."""
+"""A real PostgreSQL in a process of its own, with the databases that an MLflow server with a login needs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,9 +20,12 @@ PASSWORD = "planted-secret-of-the-database"
 
 
 @contextlib.contextmanager
-def postgres_server() -> Iterator[str]:
-    """The URI of an empty database. PostgreSQL does not run as root: then it runs as the user `postgres`."""
-    pytest.importorskip("psycopg2", reason="psycopg2-binary is not installed")
+def postgres_server(databases: str) -> Iterator[str]:
+    """The address of a server whose user and database are `mlflow`, after the SQL of `databases`.
+
+    PostgreSQL does not run as root: then it runs as the user `postgres`.
+    """
+    psycopg2 = pytest.importorskip("psycopg2", reason="psycopg2-binary is not installed")
     programs = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
     if found := shutil.which("initdb"):
         programs.append(Path(found).parent)
@@ -42,7 +43,7 @@ def postgres_server() -> Iterator[str]:
         subprocess.run(
             [*as_user, programs[-1] / "initdb", "-D", folder / "data", "-U", "mlflow", "--auth=scram-sha-256",
              f"--pwfile={folder / 'password'}", "--no-sync", "--encoding=UTF8", "--locale=C"],
-            cwd=folder, check=True, capture_output=True, timeout=60,
+            cwd=folder, check=True, capture_output=True, timeout=200,
         )  # fmt: skip
         port = free_port()
         with (folder / "log").open("w") as log:
@@ -51,39 +52,19 @@ def postgres_server() -> Iterator[str]:
                  "-h", "127.0.0.1", "-c", "fsync=off"],
                 cwd=folder, stdout=log, stderr=log,
             )  # fmt: skip
-        until(lambda: socket.create_connection(("127.0.0.1", port), 1).close(), process, folder / "log", 30)
-        yield f"postgresql+psycopg2://mlflow:{PASSWORD}@127.0.0.1:{port}/postgres"
+        until(lambda: socket.create_connection(("127.0.0.1", port), 1).close(), process, folder / "log", 120)
+        with contextlib.closing(
+            psycopg2.connect(host="127.0.0.1", port=port, user="mlflow", password=PASSWORD, dbname="postgres")
+        ) as connection:
+            connection.autocommit = True  # databases are not made within a transaction
+            for statement in ("CREATE DATABASE mlflow", databases):
+                connection.cursor().execute(statement)
+        yield f"127.0.0.1:{port}"
     finally:
         if process is not None:
             process.send_signal(signal.SIGQUIT)
             process.wait(20)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def mlflow_server(folder: Path, database: str, artifacts: str, environment: Mapping[str, str]) -> Iterator[str]:
-    """The URI of a server that keeps runs in `database` and files in the store `artifacts`."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    settings = {
-        "MLFLOW_BACKEND_STORE_URI": database,  # not among the arguments, where `ps` would show its password
-        "MLFLOW_ARTIFACTS_DESTINATION": artifacts,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
-    log = folder / "mlflow.log"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=out, stderr=out, env={**environment, **settings}, start_new_session=True
-        )
-    try:
-        uri = f"http://127.0.0.1:{port}"
-        until(lambda: urllib.request.urlopen(f"{uri}/health", timeout=5).close(), process, log, 180)
-        yield uri
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def until(asked, process: subprocess.Popen, log: Path, timeout: float) -> None:
