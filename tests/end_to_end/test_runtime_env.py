@@ -42,10 +42,11 @@ def foreign_cluster(runner, bare_ray, tmp_path):
     port, dashboard, agent = free_ports(3)
 
     def ray(*words, program=RAY, cwd=ROOT, check=True):
-        address = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+        if words[:2] == ("job", "submit"):
+            words = (*words[:2], "--address", f"http://localhost:{dashboard}", *words[2:])
         path = {"PATH": f"{program.parent}:{os.environ['PATH']}"}
         done = subprocess.run(
-            [program, *words], cwd=cwd, env=environment | path | address,
+            [program, *words], cwd=cwd, env=environment | path,
             capture_output=True, text=True, timeout=240, check=False,
         )  # fmt: skip
         assert not check or done.returncode == 0, done.stdout + done.stderr

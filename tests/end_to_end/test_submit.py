@@ -1,4 +1,4 @@
-"""`ray start --head` and `ray job submit -- python jobs/cotrain.py`, as the README types them, on ports of their own."""
+"""`ray start --head` and `ray job submit -- python jobs/cotrain.py` as cluster/README.md has them, on ports of their own."""
 
 import json
 import shutil
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from job_runner import ROOT, only_run
+from test_loopback import listening
 
 RAY = Path(sys.executable).parent / "ray"
 SECRETS = {"MLFLOW_TRACKING_PASSWORD": "planted-password-of-mlflow", "AWS_SECRET_ACCESS_KEY": "planted/key+of/amazon"}
@@ -33,7 +34,8 @@ def cluster(runner):
     def start(mode):
         # The python that jobs run is the first on the path, as in an activated environment.
         path = f"{RAY.parent}:{runner.environment['PATH']}"
-        environment = runner.environment | {"PATH": path, "RAY_AUTH_MODE": mode}
+        exported = {"RAY_AUTH_MODE": mode, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+        environment = runner.environment | {"PATH": path} | exported
         port, dashboard, agent = free_ports(3)
 
         def ray(*words, check=True):
@@ -65,6 +67,9 @@ def cluster(runner):
 def test_a_submitted_job_trains_prints_its_table_and_no_secret(cluster, runner, tiny, recipe_file, tmp_path, mode):
     runner.environment |= SECRETS
     ray = cluster(mode)
+    seen = listening(runner.processes())
+    assert len(seen) > 5, "Ray was seen to listen"
+    assert {address for address, _ in seen} <= {"127.0.0.1", "::1"}
     output = ray("job", "submit", "--", "python", "jobs/cotrain.py", str(recipe_file(tiny)))
     assert "colours" in output
     assert "succeeded" in output
