@@ -20,7 +20,7 @@ PASSWORD = "planted-secret-of-the-database"
 
 
 @contextlib.contextmanager
-def postgres_server(databases: str) -> Iterator[str]:
+def postgres_server(databases: str = "") -> Iterator[str]:
     """The address of a server whose user and database are `mlflow`, after the SQL of `databases`.
 
     PostgreSQL does not run as root: then it runs as the user `postgres`.
@@ -57,7 +57,7 @@ def postgres_server(databases: str) -> Iterator[str]:
             psycopg2.connect(host="127.0.0.1", port=port, user="mlflow", password=PASSWORD, dbname="postgres")
         ) as connection:
             connection.autocommit = True  # databases are not made within a transaction
-            for statement in ("CREATE DATABASE mlflow", databases):
+            for statement in filter(None, ("CREATE DATABASE mlflow", databases)):
                 connection.cursor().execute(statement)
         yield f"127.0.0.1:{port}"
     finally:

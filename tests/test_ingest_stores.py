@@ -94,14 +94,14 @@ def shown_often(monkeypatch):
 
 
 def test_a_slow_listing_is_seen_to_go_on(bucket, proxy, tmp_path, shown_often, capsys):
-    proxy.faults = [None, 1.0]  # a look at the root, then its listing
+    proxy.faults = [None, None, 1.0]  # two looks at the root, then its listing
     assert prepare(f"{bucket}/photos{proxy.query}", tmp_path / "out") == 0
     assert "looking for files: 0 files, 0:00 so far" in capsys.readouterr().err
 
 
 def test_a_tables_slow_store_is_seen_to_answer(bucket, proxy, tmp_path, shown_often, capsys):
     (tmp_path / "t.csv").write_text("path,label\nred/1.jpg,b\nred/3.jpg,b\nred/5.jpg,b\n")
-    proxy.faults = [None, 1.0]
+    proxy.faults = [None, None, 1.0]  # two looks at the root, then its listing
     words = ["csv", "--modality", "image", "--table", f"{tmp_path}/t.csv", "--root", f"{bucket}/photos{proxy.query}"]
     assert prepare_command("", [*words, "--out", str(tmp_path / "out")]) == 0
     assert "looking for the table's files: 0/3 files" in capsys.readouterr().err

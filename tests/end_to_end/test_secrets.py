@@ -15,8 +15,8 @@ from job_runner import only_run
 from locked_mlflow import ADMIN, locked_server
 from test_submit import free_ports
 
-from tracking_server import PASSWORD as OF_DATABASE
-from tracking_server import postgres_server
+from postgres_server import PASSWORD as OF_DATABASE
+from postgres_server import postgres_server
 
 PASSWORD = "planted-p4ssword/of+mlflow"
 KEY = "planted/k3y+of/amazon0123456789ABCDEF"
@@ -113,7 +113,8 @@ def test_the_password_of_a_database_is_used_and_turns_up_nowhere(runner, tiny, r
     tiny["tasks"] = {"colours": tiny["tasks"]["colours"] | {"steps": 1}}
     short = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     try:
-        with postgres_server() as uri:
+        with postgres_server() as address:
+            uri = f"postgresql://mlflow:{OF_DATABASE}@{address}/mlflow"
             runner.environment |= {"MLFLOW_TRACKING_URI": uri, "RAY_TMPDIR": short}
             output = runner.run(recipe_file(tiny))
         assert f"in {uri.replace(f':{OF_DATABASE}', '')}\n" in output, (
