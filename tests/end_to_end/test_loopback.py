@@ -40,7 +40,7 @@ def listening(pids):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_a_run_on_one_machine_listens_on_loopback_only(runner, tiny, recipe_file, workers):
     tiny["train"]["workers"] = workers
     job = runner.start(recipe_file(tiny))

@@ -68,6 +68,7 @@ def test_streams_of_packed_collections_bring_every_example_once_a_pass_in_the_pl
             assert max(spread) < WINDOW * groups.sizes.max()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_run_over_packed_collections_killed_in_the_middle_goes_on_to_bitwise_the_same_weights(
     runner, packed, recipe_file, tmp_path, losses

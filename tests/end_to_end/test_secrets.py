@@ -114,7 +114,7 @@ def test_the_password_of_a_database_is_used_and_turns_up_nowhere(runner, tiny, r
     short = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     try:
         with postgres_server() as address:
-            uri = f"postgresql://mlflow:{OF_DATABASE}@{address}/mlflow"
+            uri = f"postgresql+psycopg2://mlflow:{OF_DATABASE}@{address}/mlflow"
             runner.environment |= {"MLFLOW_TRACKING_URI": uri, "RAY_TMPDIR": short}
             output = runner.run(recipe_file(tiny))
         assert f"in {uri.replace(f':{OF_DATABASE}', '')}\n" in output, (
