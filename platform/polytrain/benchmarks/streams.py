@@ -19,8 +19,8 @@ from polytrain.progress import Progress, ticking
 
 BATCH_SIZES = {"image": 64, "video": 8, "audio": 64}
 
-QUEUE_BYTES = 128_000_000
-"""What may wait in a stream, for each process that decodes."""
+QUEUE_BYTES = 256_000_000
+"""What may wait in a stream, for each process that decodes: as little as leaves read tasks their full size."""
 
 QUEUES = 10
 """A run holds so many times what may wait."""
