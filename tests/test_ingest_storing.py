@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from polytrain.data import manifest
+from polytrain.data import manifest, storage
 from polytrain.data.decode import decode
 from polytrain.ingest import prepare_command
 from polytrain.modalities import Image as ImageGeometry
@@ -162,9 +162,7 @@ def test_out_that_is_root_is_refused(tmp_path, capsys):
 
 
 def test_two_commands_do_not_store_into_one_folder(tmp_path, capsys):
-    from polytrain.ingest.storing import _alone
-
     pictures(tmp_path / "c")
-    with _alone(str(tmp_path / "out")):
+    with storage.alone_in(str(tmp_path / "out"), ValueError()):
         assert prepare(tmp_path / "c", tmp_path / "out", "--short-side", 20) == 2
     assert "another command is preparing this folder" in capsys.readouterr().err

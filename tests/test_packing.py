@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from polytrain.data import manifest
+from polytrain.data import manifest, storage
 from polytrain.data.examples import examples_of
 from polytrain.data.manifest import ManifestError
 from polytrain.data.reading import StreamSource, TaskMedia, read_chunk
 from polytrain.experiment import all_splits, open_experiment
 from polytrain.ingest import prepare_command
-from polytrain.packing import Layout, _alone, pack
+from polytrain.packing import Layout, pack
 from polytrain.recipe import check
 
 SMALL = Layout(shard_bytes=8_000, group_bytes=2_000)
@@ -98,7 +98,10 @@ def test_an_interrupted_pack_goes_on_behind_its_last_shard_and_ends_the_same(med
 
 
 def test_two_commands_do_not_pack_into_the_same_folder_at_once(media, tmp_path):
-    with _alone(str(tmp_path)), pytest.raises(ManifestError, match="another command is packing"):
+    with (
+        storage.alone_in(str(tmp_path), ValueError()),
+        pytest.raises(ManifestError, match="another command is packing"),
+    ):
         pack(str(media["image"]), str(tmp_path), SMALL)
     pack(str(media["image"]), str(tmp_path), SMALL)
 

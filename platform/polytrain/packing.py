@@ -11,15 +11,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import fcntl
 import io
 import json
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -87,7 +84,7 @@ def pack(uri: str, out: str, layout: Layout, *, readers: int = 8) -> tuple[str, 
     """Pack the manifest at `uri` into OUT. Returns the new manifest's place and what could not be read: split, path,
     reason. Raises ManifestError where nothing sensible can be packed, OSError where OUT can't be written."""
     source = manifests.read(uri)
-    with _alone(out):
+    with storage.alone_in(out, ManifestError(f"{out}: another command is packing into this folder now")):
         return _pack(source, out, layout, readers)
 
 
@@ -126,30 +123,6 @@ class _NothingLeft(Exception):
 
 
 # --- what is there already ---------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _alone(out: str) -> Iterator[None]:
-    """On a local disk, no second command packs into the same folder; what a killed one began is cleared away."""
-    local = storage.local_path(out)
-    if local is None:
-        yield
-        return
-    os.makedirs(local, exist_ok=True)
-    folder = os.open(local, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ManifestError(f"{out}: another command is packing into this folder now") from None
-        except OSError:
-            pass  # NFS locks no folders: then nothing tells what was begun from what is being written
-        else:
-            for begun in Path(local).glob(".writing-*.tmp"):
-                begun.unlink()
-        yield
-    finally:
-        os.close(folder)
 
 
 def _is_done(target: str, identity: dict[str, object]) -> bool:

@@ -12,6 +12,7 @@ environment or the machine's role only: a URI ends up in manifests and logs.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
 import posixpath
@@ -355,6 +356,37 @@ def entries(place: str) -> list[pa.fs.FileInfo]:
     return sorted(found, key=lambda info: info.base_name)
 
 
+_WRITING = ".writing-", ".tmp"
+"""How the names of files that are being written begin and end."""
+
+
+@contextlib.contextmanager
+def alone_in(folder: str, refusal: Exception) -> Iterator[None]:
+    """On a local disk, only one command at a time writes into a folder; what a killed one began is cleared away.
+
+    Raises `refusal` where another command is there.
+    """
+    local = local_path(folder)
+    if local is None:
+        yield
+        return
+    os.makedirs(local, exist_ok=True)
+    held = os.open(local, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise refusal from None
+        except OSError:
+            pass  # NFS locks no folders: then nothing tells what was begun from what is being written
+        else:
+            for begun in Path(local).rglob("*".join(_WRITING)):
+                begun.unlink()
+        yield
+    finally:
+        os.close(held)
+
+
 @contextlib.contextmanager
 def write_whole(place: str) -> Iterator[str]:
     """A local path to write to; what was written is at `place` when the block ends, and nothing if it raises."""
@@ -362,7 +394,7 @@ def write_whole(place: str) -> Iterator[str]:
     if local is not None:
         folder = os.path.dirname(os.path.abspath(local))
         os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".writing-", suffix=".tmp")
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=_WRITING[0], suffix=_WRITING[1])
     else:
         handle, temporary = tempfile.mkstemp(prefix="polytrain-")
     os.close(handle)

@@ -9,7 +9,6 @@ finished and does neither again. The manifest is put together from the parts whe
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import os
@@ -231,7 +230,7 @@ def store(files: Sequence[Example], modality: str, storing: Storing, out: str) -
         Batch(files[start : start + size], _key(job, files[start : start + size]))
         for start in range(0, len(files), size)
     ]
-    with _alone(out):
+    with storage.alone_in(out, IngestError(f"{out}: another command is preparing this folder now")):
         doing = "re-encoding" if storing.recoding else "reading"
         with Progress(doing, len(files), "files") as progress, ticking(progress):
             finished = _finished(out)
@@ -274,26 +273,6 @@ def _finished(out: str) -> set[str]:
         return {name for name, _ in storage.files(storage.join(out, PARTS)) if not name.endswith(".retry.parquet")}
     except FileNotFoundError:
         return set()
-
-
-@contextlib.contextmanager
-def _alone(out: str) -> Iterator[None]:
-    """On a local disk, no second command stores into the same folder; what a killed one began is cleared away."""
-    local = storage.local_path(out)
-    if local is None:
-        yield
-        return
-    os.makedirs(os.path.join(local, PARTS), exist_ok=True)
-    with open(os.path.join(local, PARTS, "lock"), "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise IngestError(f"{out}: another command is preparing this folder now") from None
-        for folder, _, names in os.walk(local):
-            for name in names:
-                if name.startswith(".writing-") and name.endswith(".tmp"):
-                    os.unlink(os.path.join(folder, name))
-        yield
 
 
 def _store_here(job: Job, batches: Sequence[Batch], done: Done) -> None:
