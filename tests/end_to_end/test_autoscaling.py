@@ -4,9 +4,12 @@ run gives to it.
 The nodes are Ray's own make-believe ones: processes of this machine, which its autoscaler starts as it would start pods.
 """
 
+import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -75,6 +78,11 @@ def cluster(runner, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     yield jobs | {"RAY_ADDRESS": address}, folder / "session_latest" / "logs" / "monitor.log"
     runner.clean()
+    # Ray's agents write their titles over the environment by which the runner knows its processes; their logs stay open.
+    for descriptors in Path("/proc").glob("[0-9]*/fd"):
+        with contextlib.suppress(OSError):
+            if any(os.readlink(descriptor).startswith(f"{folder}/") for descriptor in descriptors.iterdir()):
+                os.kill(int(descriptors.parent.name), signal.SIGKILL)
     shutil.rmtree(folder, ignore_errors=True)
 
 
